@@ -1,0 +1,259 @@
+//! The `wsc` binary as a child process.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use crate::http::{HttpResponse, http, query};
+use crate::metrics::Metrics;
+use crate::wait::within;
+
+/// A running server, killed when this value is dropped.
+///
+/// It runs in a temporary directory of its own, without any `WSC__…` variable
+/// of the environment. What it printed is shown when the test panics.
+pub struct ServerProcess {
+    child: Child,
+    addr: SocketAddr,
+    log: Log,
+    // Holds the settings file and everything the server writes beside it.
+    dir: TempDir,
+}
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// The line by which the server says where it listens starts with this.
+const LISTENING: &str = "wsc: listening on http://";
+
+impl ServerProcess {
+    /// Starts `bin` with these settings and waits until it listens.
+    ///
+    /// The settings should say `listen: 127.0.0.1:0`; the port that the system
+    /// chose is read from what the server prints.
+    ///
+    /// # Panics
+    ///
+    /// When the process ends, or does not listen in time; with its output.
+    pub async fn start(bin: impl AsRef<Path>, config_yaml: &str) -> Self {
+        Self::start_with_env(bin, config_yaml, &[]).await
+    }
+
+    /// Starts `bin` with these settings and these environment variables.
+    ///
+    /// # Panics
+    ///
+    /// As [`ServerProcess::start`].
+    pub async fn start_with_env(bin: impl AsRef<Path>, config_yaml: &str, env: &[(&str, &str)]) -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let config = dir.path().join("settings.yaml");
+        std::fs::write(&config, config_yaml).expect("the settings file can be written");
+
+        let mut command = Command::new(bin.as_ref());
+        command
+            .args(["serve", "--config"])
+            .arg(&config)
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().starts_with("WSC__") {
+                command.env_remove(key);
+            }
+        }
+        command.envs(env.iter().copied());
+        let mut child =
+            command.spawn().unwrap_or_else(|error| panic!("cannot start {}: {error}", bin.as_ref().display()));
+
+        let log = Log::default();
+        let (found, mut listening) = watch::channel(None);
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        tokio::spawn(collect(stdout, Arc::clone(&log), Some(found)));
+        tokio::spawn(collect(stderr, Arc::clone(&log), None));
+
+        let started = async {
+            // An error means that stdout ended: the process is gone.
+            let found = listening.wait_for(Option::is_some).await;
+            found.ok().and_then(|addr| *addr)
+        };
+        let addr = tokio::time::timeout(crate::WAIT, started).await;
+        let Ok(Some(addr)) = addr else {
+            let _ = child.start_kill();
+            let status = child.wait().await;
+            panic!("the server does not listen ({status:?}); settings:\n{config_yaml}\noutput:\n{}", text(&log));
+        };
+        Self { child, addr, log, dir }
+    }
+
+    /// The address it listens on.
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The process id.
+    ///
+    /// # Panics
+    ///
+    /// When the process has ended.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the server still runs")
+    }
+
+    /// The directory that the server runs in; the settings are in
+    /// `settings.yaml`.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// `http://address:port`, without a slash at the end.
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// `ws://address:port/ws`.
+    pub fn ws_url(&self) -> String {
+        format!("ws://{}/ws", self.addr)
+    }
+
+    /// The WebSocket URL for this user, with a generated client id.
+    pub fn ws_url_as(&self, user_id: &str) -> String {
+        format!("{}{}", self.ws_url(), query(&[("user_id", user_id)]))
+    }
+
+    /// The WebSocket URL for this user and this client id.
+    pub fn ws_url_for(&self, user_id: &str, client_id: &str) -> String {
+        let query = query(&[("user_id", user_id), ("client_id", client_id)]);
+        format!("{}{query}", self.ws_url())
+    }
+
+    /// Sends a request to this server; `path` starts with a slash.
+    pub async fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> HttpResponse {
+        let url = format!("{}{path}", self.http_url());
+        http(method, &url, headers, body).await
+    }
+
+    /// `GET path`.
+    pub async fn get(&self, path: &str) -> HttpResponse {
+        self.http("GET", path, &[], None).await
+    }
+
+    /// `DELETE path`.
+    pub async fn delete(&self, path: &str) -> HttpResponse {
+        self.http("DELETE", path, &[], None).await
+    }
+
+    /// `POST path` with a JSON body.
+    pub async fn post(&self, path: &str, body: &Value) -> HttpResponse {
+        self.post_text(path, &body.to_string()).await
+    }
+
+    /// `POST path` with this text as `application/json`, byte for byte.
+    pub async fn post_text(&self, path: &str, body: &str) -> HttpResponse {
+        let headers = [("Content-Type", "application/json")];
+        self.http("POST", path, &headers, Some(body.as_bytes())).await
+    }
+
+    /// Scrapes `/metrics`.
+    ///
+    /// # Panics
+    ///
+    /// When the answer is not 200.
+    pub async fn metrics(&self) -> Metrics {
+        let response = self.get("/metrics").await;
+        assert_eq!(response.status, 200, "{response:?}");
+        Metrics::parse(response.text())
+    }
+
+    /// Everything the server printed so far, both streams.
+    pub fn log(&self) -> String {
+        text(&self.log)
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends this process the signal to terminate, without waiting.
+    pub fn signal_terminate(&self) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
+        let pid = pid.and_then(Pid::from_raw).expect("the server still runs");
+        kill_process(pid, Signal::TERM).expect("the server can be signalled");
+    }
+
+    /// Terminates the server and waits for it; gives its exit code, or minus
+    /// the number of the signal that ended it.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end in time.
+    pub async fn terminate(&mut self) -> i32 {
+        self.signal_terminate();
+        self.wait().await
+    }
+
+    /// Waits for the server to end by itself; result as of
+    /// [`ServerProcess::terminate`].
+    ///
+    /// # Panics
+    ///
+    /// When it does not end in time.
+    pub async fn wait(&mut self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+        let status = within("the end of the server", self.child.wait()).await;
+        let status = status.expect("the child can be waited for");
+        status.code().unwrap_or_else(|| -status.signal().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for ServerProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerProcess").field("addr", &self.addr).field("pid", &self.child.id()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        if std::thread::panicking() {
+            println!("--- output of the server on {}", self.addr);
+            println!("{}", text(&self.log));
+            println!("--- end of output");
+        }
+    }
+}
+
+/// Keeps every line, and tells `found` the first address that is announced.
+async fn collect<R>(stream: R, log: Log, found: Option<watch::Sender<Option<SocketAddr>>>)
+where
+    R: AsyncRead + Unpin,
+{
+    let mut lines = BufReader::new(stream).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(found) = &found
+            && let Some(addr) = line.strip_prefix(LISTENING)
+            && let Ok(addr) = addr.trim().parse()
+        {
+            found.send_if_modified(|first| first.is_none() && first.replace(addr).is_none());
+        }
+        log.lock().expect("no panic while logging").push(line);
+    }
+}
+
+fn text(log: &Log) -> String {
+    match log.lock() {
+        Ok(lines) => lines.join("\n"),
+        Err(_) => String::new(),
+    }
+}
