@@ -1,1 +1,37 @@
-//! wsc-auth
+//! Who a token speaks for, and what that person may do.
+//!
+//! An [`Authenticator`] turns a token into an [`Identity`]: a user id, a user type and [`Permissions`] with resource
+//! patterns (protocol §6). [`StaticTokens`] is the implementation in memory, for programs that embed the hub, for
+//! API keys and for tests; others implement the trait.
+//!
+//! It deliberately does not know sockets, rooms or connections: it is asked, it answers, and the node acts.
+//!
+//! ```
+//! use wsc_auth::{Authenticator, Identity, Permission, Permissions, StaticTokens};
+//! use wsc_protocol::Id;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let may = Permissions::parse(["send:message:support-*", "send:message:@bob", "join:room"])?;
+//! let tokens = StaticTokens::new().with("s3cret", Identity::new(Id::new("alice")?, may));
+//!
+//! let alice = tokens.authenticate("s3cret").await?;
+//! assert!(alice.permissions.allows(Permission::SendMessage, Some("support-7")));
+//! assert!(alice.permissions.allows(Permission::SendMessage, Some("@bob")));
+//! assert!(!alice.permissions.allows(Permission::SendMessage, Some("lobby")));
+//! assert!(tokens.authenticate("guess").await.is_err());
+//! # Ok(()) }
+//! ```
+//!
+//! # Cargo features
+//!
+//! None.
+
+mod authenticator;
+mod identity;
+mod permissions;
+mod static_tokens;
+
+pub use authenticator::{AuthError, Authenticator};
+pub use identity::Identity;
+pub use permissions::{InvalidPermission, Permission, Permissions, UnknownPermission};
+pub use static_tokens::StaticTokens;
