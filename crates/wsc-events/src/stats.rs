@@ -1,0 +1,84 @@
+//! What observers cost and what they missed.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use wsc_protocol::EventType;
+
+use crate::{EventFilter, SubscriptionId};
+
+/// What became of the events of one type, since the bus was made, over all observers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventStats {
+    /// The type.
+    pub event_type: EventType,
+    /// How often an observer was run.
+    pub executions: u64,
+    /// How many of those runs panicked.
+    pub errors: u64,
+    /// How often an observer was not told because its queue was full, or the bus went down first.
+    pub drops: u64,
+    /// How long the runs took together.
+    pub duration: Duration,
+}
+
+/// One observer's share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SubscriptionStats {
+    /// The observer's registration.
+    pub id: SubscriptionId,
+    /// What it asked for.
+    pub filter: EventFilter,
+    /// Events waiting for it now.
+    pub queued: usize,
+    /// How often it was run.
+    pub executions: u64,
+    /// How many of those runs panicked.
+    pub errors: u64,
+    /// How many events did not fit into its queue.
+    pub drops: u64,
+}
+
+/// Counters of every type, by position.
+#[derive(Debug, Default)]
+pub(crate) struct Counters([PerType; EventType::ALL.len()]);
+
+#[derive(Debug, Default)]
+struct PerType {
+    executions: AtomicU64,
+    errors: AtomicU64,
+    drops: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn ran(&self, event_type: EventType, duration: Duration, panicked: bool) {
+        let counters = &self.0[event_type as usize];
+        counters.executions.fetch_add(1, Relaxed);
+        counters.errors.fetch_add(panicked.into(), Relaxed);
+        // 64 bits of nanoseconds are five centuries of running observers.
+        counters.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub(crate) fn dropped(&self, event_type: EventType) {
+        self.0[event_type as usize].drops.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> Vec<EventStats> {
+        let read = |event_type: &EventType| {
+            let counters = &self.0[*event_type as usize];
+            EventStats {
+                event_type: *event_type,
+                executions: counters.executions.load(Relaxed),
+                errors: counters.errors.load(Relaxed),
+                drops: counters.drops.load(Relaxed),
+                duration: Duration::from_nanos(counters.nanos.load(Relaxed)),
+            }
+        };
+        EventType::ALL.iter().map(read).collect()
+    }
+}
