@@ -1,1 +1,78 @@
-//! wsc-config
+//! The settings of wsc-hub: one schema, loaded in layers, checked whole, with messages that name
+//! the key.
+//!
+//! **What it is.** [`Settings`] is a plain tree of typed values whose [`Default`] is the documented
+//! default of every key. [`load`] lays one file (YAML, TOML or JSON), a profile of that file and the
+//! environment over the defaults and reports *every* mistake at once as [`Problem`]s; [`check`]
+//! does the same for settings that a program built itself. [`diff`] says which changed keys apply
+//! at once and which wait for a restart, [`current_config`] shows running values with secrets masked,
+//! [`default_config`] and [`reference_markdown`] write the commented default file and the reference
+//! page. All of it comes from one table, [`keys`].
+//!
+//! **What it deliberately does not know.** The other layers (each has a plain configuration of its
+//! own; the node maps one to the other in one place), running tasks, clocks, sockets, and whether
+//! the files that it names exist. Nothing here watches a file: loading, checking and comparing are
+//! pure functions that a watcher calls.
+//!
+//! **Precedence.** Defaults, then the `wsc` section of the file, then the profile, then the
+//! environment (`WSC__ACK_TIMEOUT=10s`, `WSC__QUEUE__POLICY=drop_oldest`).
+//!
+//! ```
+//! use wsc_config::{Format, Strictness, load_str};
+//!
+//! let file = "
+//! wsc:
+//!   ack_timeout: 3s
+//! prod:
+//!   wsc:
+//!     queue: {max_bytes: 4MiB}
+//! ";
+//! let env = [("WSC__ACK_TIMEOUT".to_owned(), "10s".to_owned())];
+//! let settings = load_str(Format::Yaml, file, Some("prod"), Strictness::Strict, env)?;
+//! assert_eq!(settings.ack_timeout.as_secs(), 10);
+//! assert_eq!(settings.queue.max_bytes.to_string(), "4MiB");
+//!
+//! let wrong = "wsc: {ack_timout: 3s}";
+//! let error = load_str(Format::Yaml, wrong, None, Strictness::Strict, []).unwrap_err();
+//! assert_eq!(
+//!     error.to_string(),
+//!     "wsc.ack_timout: unknown key, did you mean \"ack_timeout\"?",
+//! );
+//! # Ok::<(), wsc_config::ConfigError>(())
+//! ```
+//!
+//! The crate has no cargo features.
+
+mod check;
+mod diff;
+mod docs;
+mod dump;
+mod error;
+mod field;
+mod load;
+mod node;
+mod rules;
+mod schema;
+mod settings;
+mod source;
+mod suggest;
+mod values;
+
+pub use check::check;
+pub use diff::{Change, KeyPath, diff};
+pub use docs::reference_markdown;
+pub use dump::{current_config, default_config};
+pub use error::{ConfigError, Problem, ProblemKind, Problems};
+pub use load::{load, load_str};
+pub use schema::{Key, Reload, keys};
+pub use settings::{
+    AuthSettings, CallbackSettings, ClusterSettings, CompressionSettings, DebugSettings, DrainSettings,
+    FailureHandlerSettings, HttpSettings, IdempotencySettings, InboxSettings, LimitSettings, LogSettings, NatsSettings,
+    OutcomeSettings, QueueSettings, RedisSettings, RetryBudgetSettings, RoomSettings, Settings, StorageSettings,
+    TlsSettings,
+};
+pub use source::{Format, Source, Strictness, environment};
+pub use values::{
+    BusType, ByteSize, DemoPage, Durability, IpRange, LogFormat, LogLevel, NodeName, ParseError, QueuePolicy,
+    RedisMode, Secret, StorageKind, UserPolicy, format_duration, parse_duration,
+};
