@@ -1,0 +1,58 @@
+//! What the layer above may tune.
+
+use std::time::Duration;
+
+/// What happens to a plain message when a connection's queue is full (protocol §4, *Slow consumers*).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum QueuePolicy {
+    /// The connection is closed with 3008.
+    #[default]
+    Disconnect,
+    /// The oldest messages that are not begun make room.
+    DropOldest,
+    /// The new message is not taken.
+    DropNewest,
+}
+
+/// Settings of a [`Transport`](crate::Transport). All of them can be changed while it runs, see
+/// [`Transport::reconfigure`](crate::Transport::reconfigure).
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TransportConfig {
+    /// Largest message in bytes, whole or in fragments; default 64 KiB. A larger one is closed with 1009.
+    /// Each connection that is in the middle of a message may hold this much.
+    pub max_message_size: usize,
+    /// How long a request head and the decision about it may take; default 10 s.
+    pub handshake_timeout: Duration,
+    /// Most handshakes at a time; the oldest is cut first; default 4096.
+    pub pending_handshakes: usize,
+    /// How long a peer may take no byte at all before it is cut off; default 10 s.
+    pub write_timeout: Duration,
+    /// Time between two pings; default 25 s.
+    pub ping_interval: Duration,
+    /// How much longer than `ping_interval` a peer may be silent; default 10 s.
+    pub pong_timeout: Duration,
+    /// Most bytes that wait in one connection's queue; default 1 MiB. An empty queue takes one batch of any size.
+    pub queue_max_bytes: usize,
+    /// What happens at overflow; default [`QueuePolicy::Disconnect`].
+    pub queue_policy: QueuePolicy,
+    /// Most bytes that wait in one [`Fanout`](crate::Fanout) before publishers are refused; default 4 MiB.
+    pub fanout_max_bytes: usize,
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        Self {
+            max_message_size: 64 << 10,
+            handshake_timeout: Duration::from_secs(10),
+            pending_handshakes: 4096,
+            write_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(10),
+            queue_max_bytes: 1 << 20,
+            queue_policy: QueuePolicy::Disconnect,
+            fanout_max_bytes: 4 << 20,
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! The receiving half of a connection: one small future that reads, decodes, hands out, and writes what waits.
+
+use std::{
+    cell::RefCell,
+    io, mem,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use wsc_protocol::{CloseReason, DisconnectReason};
+
+use crate::{
+    decoder::{Decoded, Decoder, Violation},
+    outbound::{Conn, Outbound, Phase},
+    service::{Handler, Message, Next},
+    shared::Shared,
+};
+
+/// Any byte stream.
+pub trait AsyncStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AsyncStream for T {}
+
+/// A byte stream that one task owns: TLS, or a connection that somebody else accepted.
+pub type Stream = Box<dyn AsyncStream>;
+
+/// One open connection's task. What it costs while idle is this struct, so every rare part is behind a pointer.
+pub(crate) struct Connection<H: Handler> {
+    conn: Arc<Conn>,
+    /// `None` as soon as the layer above has been told the end.
+    handler: Option<H>,
+    /// Where the bytes come from unless it is `conn.tcp`.
+    stream: Option<Stream>,
+    decoder: Decoder,
+    /// Bytes that were read but not yet decoded.
+    unread: Option<Box<Vec<u8>>>,
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// `unread` may hold whole frames: decode before reading.
+    has_more: bool,
+    hearing: Hearing,
+}
+
+/// What the peer's bytes still mean.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    /// Frames.
+    Frames,
+    /// It broke the protocol: they mean nothing any more.
+    Noise,
+    /// It has said goodbye.
+    Goodbye,
+}
+
+/// What a turn of reading came to.
+enum Turn {
+    /// There may be more to do.
+    Again,
+    /// The message budget of this poll is used up.
+    Yield,
+    /// The peer's stream has ended.
+    Ended(DisconnectReason),
+}
+
+impl<H: Handler> Connection<H> {
+    /// Opens a connection: `open` is called before anything is written.
+    pub(crate) fn open(
+        conn: Arc<Conn>,
+        stream: Option<Stream>,
+        unread: Vec<u8>,
+        open: impl FnOnce(&Outbound) -> H,
+    ) -> Self {
+        conn.shared.conns.insert(&conn);
+        let mut connection = Self {
+            handler: None,
+            stream,
+            decoder: Decoder::default(),
+            has_more: !unread.is_empty(),
+            unread: (!unread.is_empty()).then(|| Box::new(unread)),
+            waiting: None,
+            hearing: Hearing::Frames,
+            conn,
+        };
+        connection.handler = Some(open(&Outbound(Arc::clone(&connection.conn))));
+        connection.conn.release();
+        connection
+    }
+
+    /// One turn: decodes what is there, else reads.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+        if self.has_more
+            && let Some(mut unread) = self.unread.take()
+        {
+            let (used, turn) = self.decode(&mut unread);
+            unread.drain(..used);
+            self.unread = (!unread.is_empty()).then_some(unread);
+            return Poll::Ready(Ok(turn));
+        }
+        self.has_more = false;
+        with_scratch(|scratch| {
+            let len = ready!(self.poll_read(cx, scratch))?;
+            if len == 0 {
+                return Poll::Ready(Ok(Turn::Ended(DisconnectReason::ReadError)));
+            }
+            let shared = &self.conn.shared;
+            self.conn.last_read.store(shared.now(), Relaxed);
+            shared.stats.bytes_in.fetch_add(len as u64, Relaxed);
+            let fresh = &mut scratch[..len];
+            let turn = match self.unread.take() {
+                None => {
+                    let (used, turn) = self.decode(fresh);
+                    let rest = &fresh[used..];
+                    self.unread = (!rest.is_empty()).then(|| Box::new(rest.to_vec()));
+                    turn
+                }
+                Some(mut unread) => {
+                    unread.extend_from_slice(fresh);
+                    let (used, turn) = self.decode(&mut unread);
+                    unread.drain(..used);
+                    self.unread = (!unread.is_empty()).then_some(unread);
+                    turn
+                }
+            };
+            Poll::Ready(Ok(turn))
+        })
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Some(stream) = &mut self.stream {
+            let mut buffer = ReadBuf::new(buffer);
+            ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+            return Poll::Ready(Ok(buffer.filled().len()));
+        }
+        let Some(tcp) = &self.conn.tcp else { return Poll::Ready(Ok(0)) };
+        loop {
+            ready!(tcp.poll_read_ready(cx))?;
+            // A read that leaves room in the buffer has emptied the socket. Saying "would block" within `try_io`
+            // clears the readiness without the extra read that would only find that out.
+            let mut len = 0;
+            let result = tcp.try_io(Interest::READABLE, || {
+                len = tcp.try_read(buffer)?;
+                if len > 0 && len < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match result {
+                Ok(()) => return Poll::Ready(Ok(len)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if len > 0 {
+                        return Poll::Ready(Ok(len));
+                    }
+                }
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// Hands out the messages that `input` starts with. Returns how many bytes are done with.
+    fn decode(&mut self, input: &mut [u8]) -> (usize, Turn) {
+        let max_message_size = self.conn.shared.limits.max_message_size();
+        let mut used = 0;
+        let mut messages = 0;
+        while self.hearing == Hearing::Frames {
+            if messages == MESSAGES_PER_POLL {
+                self.has_more = true;
+                break;
+            }
+            let (len, decoded) = self.decoder.decode(&mut input[used..], max_message_size);
+            used += len;
+            let next = match decoded {
+                Decoded::Incomplete => {
+                    self.has_more = false;
+                    break;
+                }
+                Decoded::Nothing => Next::Read,
+                Decoded::Text(text) => self.hand_out(Message::Text(text)),
+                Decoded::Binary(bytes) => self.hand_out(Message::Binary(bytes)),
+                Decoded::Assembled(tungstenite::Message::Text(text)) => self.hand_out(Message::Text(&text)),
+                Decoded::Assembled(other) => self.hand_out(Message::Binary(&other.into_data())),
+                Decoded::Ping(pong) => {
+                    self.conn.send_control(&pong);
+                    Next::Read
+                }
+                Decoded::Close(reply) => {
+                    self.hearing = Hearing::Goodbye;
+                    self.conn.answer_close(reply);
+                    Next::Read
+                }
+                Decoded::Violation(Violation { code, reason }) => {
+                    self.hearing = Hearing::Noise;
+                    let close = CloseReason::new(code, reason);
+                    Outbound(Arc::clone(&self.conn)).close(&close, DisconnectReason::ProtocolError);
+                    Next::Read
+                }
+            };
+            messages += 1;
+            if let Next::Wait(future) = next {
+                self.waiting = Some(future);
+                self.has_more = true;
+                return (used, Turn::Again);
+            }
+        }
+        if self.hearing != Hearing::Frames {
+            self.has_more = false;
+            return (input.len(), Turn::Again);
+        }
+        (used, if self.has_more { Turn::Yield } else { Turn::Again })
+    }
+
+    fn hand_out(&mut self, message: Message<'_>) -> Next {
+        self.conn.shared.stats.messages_in.fetch_add(1, Relaxed);
+        // What arrives behind a close of ours is not acted on any more.
+        match &self.handler {
+            Some(handler) if self.conn.cause().is_none() => handler.message(message),
+            _ => Next::Read,
+        }
+    }
+
+    fn tell_end(&mut self, cause: DisconnectReason) {
+        self.waiting = None;
+        if let Some(handler) = self.handler.take() {
+            handler.closed(cause);
+        }
+    }
+
+    /// Drives the connection as far as it goes; `Ready` is its end.
+    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectReason> {
+        loop {
+            let (phase, has_backlog) = self.conn.attend(cx);
+            if phase != Phase::Open {
+                let cause = self.conn.cause().unwrap_or(DisconnectReason::ReadError);
+                self.tell_end(cause);
+            }
+            if phase == Phase::Dead {
+                return Poll::Ready(DisconnectReason::WriteError);
+            }
+            let flushed = if has_backlog {
+                match self.conn.poll_flush(cx, self.stream.as_mut()) {
+                    Poll::Ready(Ok(())) => true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(DisconnectReason::WriteError),
+                    Poll::Pending => false,
+                }
+            } else {
+                true
+            };
+            if flushed && phase >= Phase::Closing {
+                if self.hearing == Hearing::Goodbye {
+                    return Poll::Ready(DisconnectReason::ClientRequest);
+                }
+                self.conn.linger();
+            }
+            if let Some(waiting) = &mut self.waiting {
+                ready!(waiting.as_mut().poll(cx));
+                self.waiting = None;
+            }
+            match ready!(self.poll_turn(cx)) {
+                Ok(Turn::Again) => {}
+                Ok(Turn::Yield) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Ok(Turn::Ended(cause)) => return Poll::Ready(cause),
+                Err(_) => return Poll::Ready(DisconnectReason::ReadError),
+            }
+        }
+    }
+}
+
+impl<H: Handler> Future for Connection<H> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let cause = ready!(self.poll_drive(cx));
+        self.conn.end(cause);
+        Poll::Ready(())
+    }
+}
+
+impl<H: Handler> Unpin for Connection<H> {}
+
+impl<H: Handler> Drop for Connection<H> {
+    /// Exactly one end, whether the task ran to it, panicked or was aborted.
+    fn drop(&mut self) {
+        let cause = self.conn.end(DisconnectReason::ServerShutdown);
+        self.conn.shared.conns.remove(&self.conn);
+        if let Some(tcp) = &self.conn.tcp {
+            // Handles may outlive the connection for a moment; the peer should not have to wait for them.
+            let _ = socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Both);
+        }
+        self.tell_end(cause);
+    }
+}
+
+/// Lends the thread's read buffer. It is taken, not borrowed, so that a handler may do what it likes meanwhile.
+fn with_scratch<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut scratch = SCRATCH.with(|s| mem::take(&mut *s.borrow_mut()));
+    if scratch.is_empty() {
+        scratch = vec![0; SCRATCH_SIZE];
+    }
+    let result = read(&mut scratch);
+    SCRATCH.with(|s| *s.borrow_mut() = scratch);
+    result
+}
+
+/// One for each thread, so that an idle connection needs none.
+const SCRATCH_SIZE: usize = 64 << 10;
+
+/// After so many messages a connection lets others run.
+const MESSAGES_PER_POLL: usize = 64;
+
+/// Closes every open connection in order.
+pub(crate) fn close_all(shared: &Shared, close: &CloseReason, cause: DisconnectReason) {
+    let mut start = 0;
+    while let Some(conns) = shared.conns.slice(start, 256) {
+        start += 256;
+        for conn in conns {
+            Outbound(conn).close(close, cause);
+        }
+    }
+}
+
+/// Ends every connection at once.
+pub(crate) fn abort_all(shared: &Shared) {
+    let mut start = 0;
+    while let Some(conns) = shared.conns.slice(start, 256) {
+        start += 256;
+        for conn in conns {
+            conn.abort(DisconnectReason::ServerShutdown);
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! One message for many connections.
+//!
+//! Publishers append an encoded frame to the fan-out's pending buffer. A flusher takes all that is pending, and
+//! gives it to the members in slices, one write each: the more is published meanwhile, the more frames a write
+//! carries. One slow or large fan-out never holds up the others, see [`flusher`](crate::flusher).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::{
+    flusher::{Flush, Flusher},
+    outbound::{Outbound, Sent},
+    service::FanoutReport,
+    shared::Shared,
+};
+
+/// Who can be a member: something that stands for a connection and is cheap to clone.
+pub trait Member: Clone + Send + Sync + 'static {
+    /// The connection's sending half.
+    fn outbound(&self) -> &Outbound;
+}
+
+impl Member for Outbound {
+    fn outbound(&self) -> &Outbound {
+        self
+    }
+}
+
+/// A place in a [`Fanout`]. It is taken again after its member has left.
+pub type Slot = u32;
+
+/// A set of connections that get the same messages in the same order. A cheap handle.
+#[derive(Debug)]
+pub struct Fanout<M: Member>(Arc<Inner<M>>);
+
+impl<M: Member> Clone for Fanout<M> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// Why a frame was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// More is pending than [`TransportConfig::fanout_max_bytes`](crate::TransportConfig::fanout_max_bytes).
+    #[error("too much is pending")]
+    Full,
+    /// The fan-out is closed.
+    #[error("closed")]
+    Closed,
+}
+
+/// Why a member was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// There are as many members as allowed.
+    #[error("full")]
+    Full,
+    /// The fan-out is closed.
+    #[error("closed")]
+    Closed,
+}
+
+impl<M: Member> Fanout<M> {
+    pub(crate) fn new(flusher: Flusher, shared: Arc<Shared>) -> Self {
+        Self(Arc::new(Inner {
+            flusher,
+            shared,
+            state: Mutex::new(State {
+                seats: Vec::new(),
+                free: Vec::new(),
+                len: 0,
+                pending: Pending::default(),
+                next_seq: 0,
+                scheduled: false,
+                closed: false,
+            }),
+            departures: AtomicU64::new(0),
+            round: Mutex::new(None),
+        }))
+    }
+
+    /// Adds a member. It gets what is published from now on.
+    ///
+    /// Call it within [`Outbound::send_with`] of the member, so that the reply about it comes first.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError::Full`] where there are `max` members already.
+    pub fn join(&self, member: M, max: Option<usize>) -> Result<Slot, JoinError> {
+        let mut state = self.0.state.lock();
+        if state.closed {
+            return Err(JoinError::Closed);
+        }
+        if max.is_some_and(|max| state.len >= max) {
+            return Err(JoinError::Full);
+        }
+        let seat = Some(Seat { member, joined_at: state.next_seq });
+        state.len += 1;
+        match state.free.pop() {
+            Some(slot) => {
+                state.seats[slot as usize] = seat;
+                Ok(slot)
+            }
+            None => {
+                state.seats.push(seat);
+                Ok(state.seats.len() as Slot - 1)
+            }
+        }
+    }
+
+    /// Removes a member; nothing published is written to it after this returns, if called within
+    /// [`Outbound::send_with`] of that member. Returns how many members are left.
+    pub fn leave(&self, slot: Slot) -> usize {
+        let mut state = self.0.state.lock();
+        let left = state.seats.get_mut(slot as usize).and_then(Option::take);
+        if left.is_some() {
+            state.len -= 1;
+            state.free.push(slot);
+            self.0.departures.fetch_add(1, Ordering::Release);
+        }
+        if state.len == 0 {
+            state.seats = Vec::new();
+            state.free = Vec::new();
+        }
+        let len = state.len;
+        drop(state);
+        // A member's destructor may run here, outside the lock.
+        drop(left);
+        len
+    }
+
+    /// Appends one encoded frame for every member but the one in `except`. Returns how many members it is for.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError::Full`] where too much is pending, [`PublishError::Closed`] after [`close`](Self::close).
+    pub fn publish(&self, frame: &[u8], except: Option<Slot>) -> Result<usize, PublishError> {
+        let mut state = self.0.state.lock();
+        let recipients = state.len - usize::from(except.is_some() && state.len > 0);
+        self.append(&mut state, frame, except, recipients)?;
+        let schedule = recipients > 0 && !std::mem::replace(&mut state.scheduled, true);
+        drop(state);
+        if schedule {
+            self.schedule();
+        }
+        Ok(recipients)
+    }
+
+    /// Appends a last frame, a notice for every member; then nothing is taken any more, and the members are let go
+    /// when they have it. Returns the members, or `None` where it was closed before.
+    pub fn close(&self, frame: &[u8]) -> Option<Vec<M>> {
+        let mut state = self.0.state.lock();
+        if std::mem::replace(&mut state.closed, true) {
+            return None;
+        }
+        let members: Vec<M> = state.seats.iter().flatten().map(|s| s.member.clone()).collect();
+        state.pending.push(frame, None, 0);
+        state.next_seq += 1;
+        let schedule = state.len > 0 && !std::mem::replace(&mut state.scheduled, true);
+        drop(state);
+        if schedule {
+            self.schedule();
+        }
+        Some(members)
+    }
+
+    /// Closes it if it has no member. Returns whether it is closed now.
+    pub fn close_if_empty(&self) -> bool {
+        let mut state = self.0.state.lock();
+        if state.len == 0 {
+            state.closed = true;
+        }
+        state.closed
+    }
+
+    /// How many members there are.
+    pub fn len(&self) -> usize {
+        self.0.state.lock().len
+    }
+
+    /// Whether there is no member.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// At most `limit` members from slot `start` on, and the slot to go on from.
+    pub fn members(&self, start: Slot, limit: usize) -> (Vec<M>, Option<Slot>) {
+        let state = self.0.state.lock();
+        let mut members = Vec::new();
+        for (slot, seat) in state.seats.iter().enumerate().skip(start as usize) {
+            let Some(seat) = seat else { continue };
+            if members.len() == limit {
+                return (members, Some(slot as Slot));
+            }
+            members.push(seat.member.clone());
+        }
+        (members, None)
+    }
+
+    fn append(
+        &self,
+        state: &mut State<M>,
+        frame: &[u8],
+        except: Option<Slot>,
+        recipients: usize,
+    ) -> Result<(), PublishError> {
+        if state.closed {
+            return Err(PublishError::Closed);
+        }
+        let pending = &state.pending;
+        if !pending.bytes.is_empty() && pending.bytes.len() + frame.len() > self.0.shared.limits.fanout_max_bytes() {
+            return Err(PublishError::Full);
+        }
+        if recipients > 0 {
+            state.pending.push(frame, except, recipients as u64);
+            state.next_seq += 1;
+            self.0.shared.stats.fanout_pending(recipients as i64);
+        }
+        Ok(())
+    }
+
+    fn schedule(&self) {
+        let flush: Arc<dyn Flush> = Arc::clone(&self.0) as Arc<dyn Flush>;
+        self.0.flusher.schedule(flush);
+    }
+}
+
+#[derive(Debug)]
+struct Inner<M: Member> {
+    flusher: Flusher,
+    shared: Arc<Shared>,
+    state: Mutex<State<M>>,
+    /// Counts members that left: while it stands still, a copied slice of the members is true.
+    departures: AtomicU64,
+    /// The round in progress; only the flusher touches it.
+    round: Mutex<Option<Round>>,
+}
+
+#[derive(Debug)]
+struct State<M> {
+    seats: Vec<Option<Seat<M>>>,
+    free: Vec<Slot>,
+    len: usize,
+    pending: Pending,
+    /// Position of the next frame in this fan-out's stream.
+    next_seq: u64,
+    /// Whether a flusher knows that something is pending.
+    scheduled: bool,
+    closed: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Seat<M> {
+    member: M,
+    /// Position in the stream from which on the member gets everything.
+    joined_at: u64,
+}
+
+/// Frames that wait for the next round, back to back.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// Where each frame ends.
+    ends: Vec<u32>,
+    /// Which frame is not for whom.
+    excluded: Vec<(Slot, u32)>,
+    /// How many deliveries all frames are.
+    deliveries: u64,
+}
+
+impl Pending {
+    fn push(&mut self, frame: &[u8], except: Option<Slot>, recipients: u64) {
+        self.bytes.extend_from_slice(frame);
+        if let Some(slot) = except {
+            self.excluded.push((slot, self.ends.len() as u32));
+        }
+        self.ends.push(self.bytes.len() as u32);
+        self.deliveries += recipients;
+    }
+}
+
+/// All that was pending at one moment, on its way to the members.
+#[derive(Debug)]
+struct Round {
+    bytes: Bytes,
+    ends: Vec<u32>,
+    /// Sorted by slot.
+    excluded: Vec<(Slot, u32)>,
+    first_seq: u64,
+    next_slot: usize,
+    /// Deliveries that nobody has got yet.
+    open_deliveries: u64,
+    members: u64,
+    started: Instant,
+}
+
+impl Round {
+    fn new(pending: Pending, next_seq: u64) -> Self {
+        let Pending { bytes, ends, mut excluded, deliveries } = pending;
+        excluded.sort_unstable();
+        Self {
+            bytes: bytes.into(),
+            first_seq: next_seq - ends.len() as u64,
+            ends,
+            excluded,
+            next_slot: 0,
+            open_deliveries: deliveries,
+            members: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// The frames for one member and how many they are.
+    fn share(&self, slot: Slot, joined_at: u64) -> Option<(Bytes, u32)> {
+        let first = joined_at.saturating_sub(self.first_seq) as usize;
+        if first >= self.ends.len() {
+            return None;
+        }
+        let start_of = |frame: usize| if frame == 0 { 0 } else { self.ends[frame - 1] as usize };
+        let frames = (self.ends.len() - first) as u32;
+        let from = self.excluded.partition_point(|&(s, f)| (s, f) < (slot, first as u32));
+        let own = self.excluded[from..].iter().take_while(|&&(s, _)| s == slot).map(|&(_, f)| f as usize);
+        let own: Vec<usize> = own.collect();
+        if own.is_empty() {
+            return Some((self.bytes.slice(start_of(first)..), frames));
+        }
+        let mut share = Vec::with_capacity(self.bytes.len() - start_of(first));
+        let mut at = start_of(first);
+        for &frame in &own {
+            share.extend_from_slice(&self.bytes[at..start_of(frame)]);
+            at = self.ends[frame] as usize;
+        }
+        share.extend_from_slice(&self.bytes[at..]);
+        let frames = frames - own.len() as u32;
+        (frames > 0).then(|| (share.into(), frames))
+    }
+}
+
+impl<M: Member> Inner<M> {
+    /// Copies a slice of the members that the round concerns; `None` behind the last.
+    fn slice(&self, round: &Round, max: usize) -> Option<(Vec<(Slot, Seat<M>)>, u64)> {
+        let state = self.state.lock();
+        let start = round.next_slot;
+        if start >= state.seats.len() {
+            return None;
+        }
+        let end = state.seats.len().min(start + max);
+        let seats = state.seats[start..end].iter().enumerate();
+        let seats = seats.filter_map(|(i, seat)| Some(((start + i) as Slot, seat.clone()?))).collect();
+        Some((seats, self.departures.load(Ordering::Acquire)))
+    }
+
+    /// Whether a copied seat is still taken by the same member since the same time.
+    fn is_seated(&self, slot: Slot, seat: &Seat<M>) -> bool {
+        let state = self.state.lock();
+        state
+            .seats
+            .get(slot as usize)
+            .and_then(Option::as_ref)
+            .is_some_and(|now| now.joined_at == seat.joined_at && now.member.outbound().is_same(seat.member.outbound()))
+    }
+
+    fn finish(&self, round: &Round) {
+        // Who left after the message was accepted did not get it.
+        let lost = round.open_deliveries;
+        self.shared.stats.fanout_lost(lost);
+        self.flusher.report(FanoutReport {
+            frames: round.ends.len() as u32,
+            members: round.members,
+            duration: round.started.elapsed(),
+        });
+    }
+}
+
+impl<M: Member> Flush for Inner<M> {
+    fn flush(&self, budget: usize) -> (usize, bool) {
+        let mut current = self.round.lock();
+        let round = match &mut *current {
+            Some(round) => round,
+            none => {
+                let mut state = self.state.lock();
+                let pending = std::mem::take(&mut state.pending);
+                if pending.ends.is_empty() {
+                    state.scheduled = false;
+                    return (0, false);
+                }
+                let next_seq = state.next_seq;
+                drop(state);
+                none.insert(Round::new(pending, next_seq))
+            }
+        };
+        let Some((seats, departures)) = self.slice(round, budget) else {
+            self.finish(round);
+            *current = None;
+            let mut state = self.state.lock();
+            if state.pending.ends.is_empty() {
+                state.scheduled = false;
+                if state.closed {
+                    let seats = std::mem::take(&mut state.seats);
+                    state.len = 0;
+                    drop(state);
+                    drop(seats);
+                }
+                return (1, false);
+            }
+            return (1, true);
+        };
+        round.next_slot += budget;
+        let served = seats.len();
+        let mut handed = 0;
+        for (slot, seat) in seats {
+            let Some((frames, deliveries)) = round.share(slot, seat.joined_at) else { continue };
+            let is_member = || self.departures.load(Ordering::Acquire) == departures || self.is_seated(slot, &seat);
+            if let Some(sent) = seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member) {
+                debug_assert!(matches!(sent, Sent::Written | Sent::Queued | Sent::Dropped | Sent::Closed));
+                // The notice of a closing fan-out is no delivery.
+                handed += u64::from(deliveries).min(round.open_deliveries - handed);
+                round.members += 1;
+            }
+        }
+        round.open_deliveries -= handed;
+        self.shared.stats.fanout_handed(handed);
+        (served.max(1), true)
+    }
+}

@@ -1,0 +1,344 @@
+//! From an accepted socket to an open connection: TLS, the request head, the decision, the answer.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+};
+use tokio_rustls::TlsAcceptor;
+use tungstenite::{
+    error::ProtocolError,
+    handshake::{machine::TryParse, server::create_response_with_body},
+};
+use wsc_protocol::{CloseReason, ErrorCode};
+
+use crate::{
+    connection::{Connection, Stream},
+    frame::close_frame,
+    outbound::Conn,
+    replay::Replay,
+    service::{Admission, Peer, Service},
+    stats::count,
+    transport::Inner,
+};
+
+/// Checks an upgrade request against RFC 6455 §4.2.1 and makes the `101` that accepts it.
+///
+/// # Errors
+///
+/// The answer to a request that is no proper upgrade: `426` for another protocol version, else `400`.
+pub fn upgrade_response<B>(
+    request: &Request<B>,
+    subprotocol: Option<&'static str>,
+) -> Result<Response<()>, Box<Response<Vec<u8>>>> {
+    match create_response_with_body(request, || ()) {
+        Ok(mut response) => {
+            if let Some(subprotocol) = subprotocol {
+                let value = HeaderValue::from_static(subprotocol);
+                response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+            }
+            Ok(response)
+        }
+        Err(tungstenite::Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader)) => {
+            let mut response = refusal(StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13");
+            response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            Err(Box::new(response))
+        }
+        Err(e) => Err(Box::new(refusal(StatusCode::BAD_REQUEST, &e.to_string()))),
+    }
+}
+
+/// Whether a request asks for a WebSocket, properly or not.
+pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
+    let upgrade = request.headers().get_all(header::UPGRADE);
+    upgrade.iter().any(|v| v.to_str().is_ok_and(|v| v.to_ascii_lowercase().contains("websocket")))
+}
+
+/// A refusal with the hub's error body (protocol §1, *Refusals*).
+fn refusal(status: StatusCode, message: &str) -> Response<Vec<u8>> {
+    let body = error_body(ErrorCode::InvalidFormat, message);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn error_body(code: ErrorCode, message: &str) -> Vec<u8> {
+    let mut body = Vec::new();
+    let mut json = wsc_protocol::encode::JsonWriter::new(&mut body);
+    json.raw("{\"error\":{\"code\":").number(code.code().into()).raw(",\"message\":").string(message).raw("}}");
+    body
+}
+
+/// Handshakes in progress, oldest first, so that a flood of half-open connections cuts itself.
+#[derive(Default)]
+pub(crate) struct PendingHandshakes {
+    waiting: Mutex<BTreeMap<u64, Arc<Notify>>>,
+    next: AtomicU64,
+}
+
+impl PendingHandshakes {
+    /// Enters one more; where there are more than `max` the oldest is cut. Returns whether one was.
+    fn enter(&self, max: usize) -> (u64, Arc<Notify>, bool) {
+        let key = self.next.fetch_add(1, Relaxed);
+        let cut = Arc::new(Notify::new());
+        let mut waiting = self.waiting.lock();
+        waiting.insert(key, Arc::clone(&cut));
+        let oldest = if waiting.len() > max.max(1) { waiting.pop_first() } else { None };
+        drop(waiting);
+        let was_cut = oldest.is_some();
+        if let Some((_, oldest)) = oldest {
+            oldest.notify_one();
+        }
+        (key, cut, was_cut)
+    }
+
+    fn exit(&self, key: u64) {
+        self.waiting.lock().remove(&key);
+    }
+}
+
+/// Leaves the list however the handshake ends.
+struct PendingGuard<'p>(&'p PendingHandshakes, u64);
+
+impl Drop for PendingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.exit(self.1);
+    }
+}
+
+/// What a socket turned out to be.
+enum Outcome<S: Service> {
+    Open(Box<Connection<S::Handler>>),
+    Http(Stream),
+    Over,
+}
+
+/// Takes an accepted socket as far as an open connection. Anything else is dealt with here.
+pub(crate) async fn handshake<S: Service>(
+    transport: Arc<Inner<S>>,
+    socket: TcpStream,
+    tls: Option<TlsAcceptor>,
+    peer: Peer,
+) -> Option<Box<Connection<S::Handler>>> {
+    let stats = &transport.shared.stats;
+    let (key, cut, was_cut) = transport.pending.enter(transport.shared.limits.pending_handshakes());
+    if was_cut {
+        count(&stats.handshakes_cut);
+    }
+    let guard = PendingGuard(&transport.pending, key);
+    let timeout = transport.shared.limits.handshake_timeout();
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(timeout, begin(&transport, socket, tls, peer)) => outcome,
+        () = cut.notified() => return None,
+        () = transport.stop.cancelled() => return None,
+    };
+    drop(guard);
+    match outcome {
+        Ok(Ok(Outcome::Open(connection))) => Some(connection),
+        Ok(Ok(Outcome::Http(stream))) => {
+            tokio::select! {
+                () = transport.service.http(stream, peer) => {}
+                () = transport.abort.cancelled() => {}
+            }
+            None
+        }
+        Ok(Ok(Outcome::Over)) => None,
+        Ok(Err(_)) => {
+            count(&stats.handshakes_aborted);
+            None
+        }
+        Err(_) => {
+            count(&stats.handshakes_timed_out);
+            None
+        }
+    }
+}
+
+async fn begin<S: Service>(
+    transport: &Arc<Inner<S>>,
+    socket: TcpStream,
+    tls: Option<TlsAcceptor>,
+    peer: Peer,
+) -> io::Result<Outcome<S>> {
+    socket.set_nodelay(true)?;
+    match tls {
+        None => {
+            let mut socket = socket;
+            let head = read_head(&mut socket).await?;
+            decide(transport, Transfer::Tcp(socket), head, peer).await
+        }
+        Some(tls) => {
+            let mut stream = match tls.accept(socket).await {
+                Ok(stream) => stream,
+                Err(e) => {
+                    count(&transport.shared.stats.handshakes_tls);
+                    tracing::debug!(peer = %peer.remote, error = %e, "TLS handshake failed");
+                    return Ok(Outcome::Over);
+                }
+            };
+            let head = read_head(&mut stream).await?;
+            decide(transport, Transfer::Stream(Box::new(stream)), head, peer).await
+        }
+    }
+}
+
+/// A stream on its way to whoever serves it.
+pub(crate) enum Transfer {
+    Tcp(TcpStream),
+    Stream(Stream),
+}
+
+impl Transfer {
+    fn into_stream(self) -> Stream {
+        match self {
+            Self::Tcp(tcp) => Box::new(tcp),
+            Self::Stream(stream) => stream,
+        }
+    }
+}
+
+/// The bytes that were read until a request head was complete.
+struct Head {
+    bytes: Vec<u8>,
+    /// Where the head ends; `None` where it is none that we would read to the end.
+    end: Option<usize>,
+}
+
+/// Reads a whole request head, whosever it is: so one timeout and one bound cover every kind of slow opening.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Head> {
+    let mut bytes = Vec::with_capacity(1024);
+    loop {
+        let searched = bytes.len().saturating_sub(3);
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Some(at) = bytes[searched..].windows(4).position(|w| w == b"\r\n\r\n") {
+            let end = Some(searched + at + 4);
+            return Ok(Head { bytes, end });
+        }
+        // No method starts like this, or no head is this long: HTTP says what it thinks of it.
+        if !bytes[0].is_ascii_uppercase() || bytes.len() > MAX_HEAD_LEN {
+            return Ok(Head { bytes, end: None });
+        }
+    }
+}
+
+async fn decide<S: Service>(
+    transport: &Arc<Inner<S>>,
+    stream: Transfer,
+    head: Head,
+    peer: Peer,
+) -> io::Result<Outcome<S>> {
+    let Head { mut bytes, end } = head;
+    let request = end
+        .filter(|_| is_for(&bytes, &transport.path))
+        .and_then(|end| Request::try_parse(&bytes[..end]).ok().flatten())
+        .map(|(_, request)| request)
+        .filter(|request| wants_upgrade(request));
+    let Some((request, end)) = request.zip(end) else {
+        return Ok(Outcome::Http(Box::new(Replay::new(bytes, stream.into_stream()))));
+    };
+    if let Err(response) = upgrade_response(&request, None) {
+        count(&transport.shared.stats.handshakes_malformed);
+        refuse(stream, *response).await?;
+        return Ok(Outcome::Over);
+    }
+    let (subprotocol, close, ticket) = match transport.service.admit(&request, peer).await {
+        Admission::Accept { ticket, subprotocol } => (subprotocol, None, Some(ticket)),
+        Admission::Close { close, subprotocol } => (subprotocol, Some(close), None),
+        Admission::Refuse(response) => {
+            refuse(stream, response).await?;
+            return Ok(Outcome::Over);
+        }
+    };
+    let Ok(response) = upgrade_response(&request, subprotocol) else { return Ok(Outcome::Over) };
+    let mut answer = Vec::with_capacity(192);
+    tungstenite::handshake::server::write_response(&mut answer, &response).map_err(io::Error::other)?;
+    match (ticket, close) {
+        (Some(ticket), _) => {
+            bytes.drain(..end);
+            let connection = open(transport, stream, answer, bytes, ticket);
+            Ok(Outcome::Open(Box::new(connection)))
+        }
+        (None, close) => {
+            farewell(stream.into_stream(), answer, close).await?;
+            Ok(Outcome::Over)
+        }
+    }
+}
+
+/// Makes the connection of an admitted peer. `answer` is written first, `unread` has been read already.
+pub(crate) fn open<S: Service>(
+    transport: &Arc<Inner<S>>,
+    stream: Transfer,
+    answer: Vec<u8>,
+    unread: Vec<u8>,
+    ticket: S::Ticket,
+) -> Connection<S::Handler> {
+    let (tcp, stream) = match stream {
+        Transfer::Tcp(tcp) => (Some(tcp), None),
+        Transfer::Stream(stream) => (None, Some(stream)),
+    };
+    let conn = Conn::held(Arc::clone(&transport.shared), tcp, answer);
+    Connection::open(conn, stream, unread, |outbound| transport.service.open(ticket, outbound))
+}
+
+/// Writes a response and ends the connection so that the peer can read it.
+async fn refuse(stream: Transfer, response: Response<Vec<u8>>) -> io::Result<()> {
+    let (mut parts, body) = response.into_parts();
+    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let mut bytes = Vec::with_capacity(256 + body.len());
+    let response = Response::from_parts(parts, ());
+    tungstenite::handshake::server::write_response(&mut bytes, &response).map_err(io::Error::other)?;
+    bytes.extend_from_slice(&body);
+    let mut stream = stream.into_stream();
+    stream.write_all(&bytes).await?;
+    hang_up(stream).await
+}
+
+/// Switches protocols only to say why not.
+async fn farewell(mut stream: Stream, mut answer: Vec<u8>, close: Option<CloseReason>) -> io::Result<()> {
+    if let Some(close) = close {
+        answer.extend_from_slice(&close_frame(&close));
+    }
+    stream.write_all(&answer).await?;
+    hang_up(stream).await
+}
+
+/// Ends the stream in order. Closing with bytes unread would reset it, and the peer might lose our last ones.
+async fn hang_up(mut stream: Stream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = [0; 1024];
+    let mut left = MAX_HEAD_LEN;
+    while left > 0 {
+        match stream.read(&mut rest).await? {
+            0 => break,
+            len => left = left.saturating_sub(len),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the request line asks for `path`. Everything else need not be parsed here.
+fn is_for(head: &[u8], path: &str) -> bool {
+    head.strip_prefix(b"GET ")
+        .and_then(|rest| rest.strip_prefix(path.as_bytes()))
+        .is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'?')))
+}
+
+/// Longest request head that is read; what HTTP servers commonly take.
+const MAX_HEAD_LEN: usize = 16 << 10;

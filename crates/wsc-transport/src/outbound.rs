@@ -1,0 +1,630 @@
+//! The sending half of a connection, and the state that its handles share with its task.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::{io::AsyncWrite, net::TcpStream};
+use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, FailureReason};
+
+use crate::{
+    config::QueuePolicy,
+    connection::Stream,
+    frame::{self, close_frame},
+    queue::{Class, Entry, Queue, Settled},
+    shared::Shared,
+    stats::count,
+};
+
+/// Told what became of one queued message: once, from whatever task finds out. Must not block.
+pub trait Settle: fmt::Debug + Send + Sync {
+    /// The kernel took the message's last byte, or it failed for this reason on this connection.
+    fn settle(&self, result: Result<(), FailureReason>);
+}
+
+/// What became of a message right away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The kernel took the last byte.
+    Written,
+    /// It waits in the queue.
+    Queued,
+    /// The queue was full and the policy did not take it; under [`QueuePolicy::Disconnect`] the connection closes.
+    Dropped,
+    /// The connection is closed or closing.
+    Closed,
+}
+
+/// A cheap handle to one connection's sending half.
+///
+/// Frames are written in the order of the calls. Where nothing waits the caller's thread writes to the socket
+/// itself, without blocking; otherwise the frame joins the queue and the connection's task writes it.
+#[derive(Clone)]
+pub struct Outbound(pub(crate) Arc<Conn>);
+
+impl Outbound {
+    /// Sends a reply or notice: never dropped; where it does not fit, the connection is closed with 3008.
+    pub fn send(&self, frame: &[u8]) -> Sent {
+        self.0.submit(Payload::Borrowed(frame), Class::Must, 0, None, always).unwrap_or(Sent::Closed)
+    }
+
+    /// Sends one message, which the queue's policy may drop.
+    ///
+    /// `track` is asked for somebody to tell the end only where the message has to wait.
+    pub fn deliver(&self, frame: &[u8], track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>) -> Sent {
+        self.0.submit(Payload::Borrowed(frame), Class::Plain, 1, Some(track), always).unwrap_or(Sent::Closed)
+    }
+
+    /// Sends `deliveries` whole frames that other connections get too; they share the bytes. Nothing is sent where
+    /// `allowed` says no: it is asked at the moment that settles the order with [`send_with`](Self::send_with).
+    pub(crate) fn deliver_shared_if(
+        &self,
+        frames: &Bytes,
+        deliveries: u32,
+        allowed: impl FnOnce() -> bool,
+    ) -> Option<Sent> {
+        self.0.submit(Payload::Shared(frames), Class::Plain, deliveries, None, allowed)
+    }
+
+    /// Makes a reply or notice and puts it into the queue in one step: what `make` does elsewhere (join a room,
+    /// leave it) cannot show on this connection before the frame that it returns, nor after.
+    ///
+    /// `make` must not send to any connection.
+    pub fn send_with(&self, make: impl FnOnce() -> Vec<u8>) -> Sent {
+        self.0.submit_with(make)
+    }
+
+    /// Closes the connection after what waits in its queue. Returns false where it is closed or closing already.
+    pub fn close(&self, close: &CloseReason, cause: DisconnectReason) -> bool {
+        self.0.close(close, cause)
+    }
+
+    /// Bytes and messages that wait in the queue.
+    pub fn queued(&self) -> (usize, u64) {
+        let state = self.0.state.lock();
+        state.queue.as_ref().map_or((0, 0), |q| (q.bytes(), q.deliveries()))
+    }
+
+    /// Milliseconds since the peer was last heard of.
+    pub fn silent_for_ms(&self) -> u32 {
+        self.0.shared.now().wrapping_sub(self.0.last_read.load(Relaxed))
+    }
+
+    /// Whether it takes messages: neither closed nor closing.
+    pub fn is_open(&self) -> bool {
+        self.0.state.lock().phase == Phase::Open
+    }
+
+    /// Whether both are handles to the same connection.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bytes, deliveries) = self.queued();
+        f.debug_struct("Outbound").field("queue_bytes", &bytes).field("queued", &deliveries).finish_non_exhaustive()
+    }
+}
+
+/// How far a connection's life has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Messages flow.
+    Open,
+    /// The close frame is on its way; nothing is taken any more.
+    Closing,
+    /// The close frame is written; the peer may answer it.
+    Lingering,
+    /// Over.
+    Dead,
+}
+
+/// What a connection's handles and its task share.
+pub(crate) struct Conn {
+    pub(crate) shared: Arc<Shared>,
+    /// Where any thread may write; `None` where the stream belongs to the task (TLS, foreign streams).
+    pub(crate) tcp: Option<TcpStream>,
+    /// When the peer was last heard of, in [`Shared::now`] ticks.
+    pub(crate) last_read: AtomicU32,
+    /// When it was last pinged.
+    pub(crate) last_ping: AtomicU32,
+    /// Its place in the transport's list of connections.
+    pub(crate) slot: AtomicU32,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The backlog; while it exists the task is responsible for writing.
+    queue: Option<Box<Queue>>,
+    waker: Option<Waker>,
+    /// Since when nothing moved: the backlog, or in later phases the farewell. In ticks.
+    since: u32,
+    /// Somebody is writing to the socket without the lock; everybody else queues.
+    writing: bool,
+    phase: Phase,
+    cause: Option<DisconnectReason>,
+}
+
+/// A frame in the form that its owner has it in.
+enum Payload<'p> {
+    Borrowed(&'p [u8]),
+    Shared(&'p Bytes),
+}
+
+impl Payload<'_> {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+
+    fn to_bytes(&self) -> Bytes {
+        match self {
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Self::Shared(bytes) => (*bytes).clone(),
+        }
+    }
+}
+
+type Track<'t> = &'t mut dyn FnMut() -> Option<Arc<dyn Settle>>;
+
+impl Conn {
+    /// A connection whose writers all wait until [`release`](Self::release), with the first bytes to write.
+    pub(crate) fn held(shared: Arc<Shared>, tcp: Option<TcpStream>, first: Vec<u8>) -> Arc<Self> {
+        let now = shared.now();
+        let mut settled = Settled::default();
+        let mut queue = Queue::default();
+        if !first.is_empty() {
+            let bytes = first.into();
+            queue.push(Entry { bytes, written: 0, class: Class::Must, deliveries: 0, settle: None }, &mut settled);
+        }
+        let state = State {
+            queue: Some(Box::new(queue)),
+            waker: None,
+            since: now,
+            writing: true,
+            phase: Phase::Open,
+            cause: None,
+        };
+        shared.settle(settled);
+        Arc::new(Self {
+            shared,
+            tcp,
+            last_read: AtomicU32::new(now),
+            last_ping: AtomicU32::new(now),
+            slot: AtomicU32::new(u32::MAX),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Lets writers write.
+    pub(crate) fn release(&self) {
+        self.state.lock().writing = false;
+    }
+
+    fn submit(
+        &self,
+        payload: Payload<'_>,
+        class: Class,
+        deliveries: u32,
+        track: Option<Track<'_>>,
+        allowed: impl FnOnce() -> bool,
+    ) -> Option<Sent> {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if !allowed() {
+            return None;
+        }
+        if state.phase != Phase::Open {
+            drop(state);
+            self.shared.stats.deliveries_conn_closed.fetch_add(deliveries.into(), Relaxed);
+            return Some(Sent::Closed);
+        }
+        if let Some(tcp) = &self.tcp
+            && !state.writing
+            && state.queue.is_none()
+        {
+            state.writing = true;
+            // No lock is held over a write: who comes now joins the queue.
+            let result = MutexGuard::unlocked(&mut state, || write_once(tcp, payload.as_slice()));
+            state.writing = false;
+            match result {
+                Ok(written) if written == payload.as_slice().len() => {
+                    let waker = state.queue.is_some().then(|| state.waker.clone()).flatten();
+                    drop(state);
+                    let stats = &self.shared.stats;
+                    stats.bytes_out.fetch_add(written as u64, Relaxed);
+                    stats.deliveries_sent.fetch_add(deliveries.into(), Relaxed);
+                    wake(waker);
+                    return Some(Sent::Written);
+                }
+                Ok(written) => {
+                    self.shared.stats.bytes_out.fetch_add(written as u64, Relaxed);
+                    let settle = track.and_then(|t| t());
+                    let entry = Entry { bytes: payload.to_bytes(), written, class, deliveries, settle };
+                    self.queue_of(&mut state).push_rest(entry, &mut settled);
+                    self.shared.stats.deliveries_queued.fetch_add(deliveries.into(), Relaxed);
+                    return Some(self.finish_queued(state, settled, true));
+                }
+                Err(_) => {
+                    self.shared.stats.deliveries_conn_closed.fetch_add(deliveries.into(), Relaxed);
+                    self.die(state, DisconnectReason::WriteError);
+                    return Some(Sent::Closed);
+                }
+            }
+        }
+        let len = payload.as_slice().len();
+        if !self.admit(&mut state, class, len, deliveries, &mut settled) {
+            // Where the policy closed the connection its task has a farewell to write.
+            let waker = if state.phase == Phase::Open { None } else { state.waker.clone() };
+            drop(state);
+            self.shared.settle(settled);
+            wake(waker);
+            return Some(Sent::Dropped);
+        }
+        let is_new = state.queue.is_none();
+        let settle = track.and_then(|t| t());
+        let entry = Entry { bytes: payload.to_bytes(), written: 0, class, deliveries, settle };
+        self.queue_of(&mut state).push(entry, &mut settled);
+        self.shared.stats.deliveries_queued.fetch_add(deliveries.into(), Relaxed);
+        // While somebody writes it is up to them to wake the task afterwards.
+        let wake_task = is_new && !state.writing;
+        Some(self.finish_queued(state, settled, wake_task))
+    }
+
+    fn submit_with(&self, make: impl FnOnce() -> Vec<u8>) -> Sent {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        let frame = make();
+        if state.phase != Phase::Open {
+            return Sent::Closed;
+        }
+        if !self.admit(&mut state, Class::Must, frame.len(), 0, &mut settled) {
+            let waker = state.waker.clone();
+            drop(state);
+            self.shared.settle(settled);
+            wake(waker);
+            return Sent::Dropped;
+        }
+        let entry = Entry { bytes: frame.into(), written: 0, class: Class::Must, deliveries: 0, settle: None };
+        self.queue_of(&mut state).push(entry, &mut settled);
+        drop(state);
+        self.shared.settle(settled);
+        self.flush_here();
+        Sent::Queued
+    }
+
+    /// Whether a frame may join the queue. Where it may not, the policy has been applied.
+    fn admit(&self, state: &mut State, class: Class, len: usize, deliveries: u32, settled: &mut Settled) -> bool {
+        let limits = &self.shared.limits;
+        let max = limits.queue_max_bytes();
+        let Some(queue) = state.queue.as_mut().filter(|q| !q.is_empty() && class != Class::Control) else {
+            return true;
+        };
+        if queue.bytes() + len <= max {
+            return true;
+        }
+        let stats = &self.shared.stats;
+        match (class, limits.queue_policy()) {
+            (Class::Plain, QueuePolicy::DropNewest) => {
+                count(&stats.slow_drop_newest);
+                stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
+                false
+            }
+            (Class::Plain, QueuePolicy::DropOldest) => {
+                count(&stats.slow_drop_oldest);
+                queue.make_room(len, max, settled);
+                if queue.is_empty() || queue.bytes() + len <= max {
+                    return true;
+                }
+                stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
+                false
+            }
+            _ => {
+                count(&stats.slow_disconnect);
+                stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
+                let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
+                self.cut_off(state, &close, DisconnectReason::SlowConsumer, settled);
+                false
+            }
+        }
+    }
+
+    /// Drops the backlog and says farewell, for a peer that does not keep up.
+    fn cut_off(&self, state: &mut State, close: &CloseReason, cause: DisconnectReason, settled: &mut Settled) {
+        self.queue_of(state).cut(FailureReason::QueueFull, false, settled);
+        self.say_farewell(state, close, cause, settled);
+    }
+
+    fn say_farewell(&self, state: &mut State, close: &CloseReason, cause: DisconnectReason, settled: &mut Settled) {
+        let entry = Entry { bytes: close_frame(close), written: 0, class: Class::Must, deliveries: 0, settle: None };
+        self.queue_of(state).push(entry, settled);
+        state.phase = Phase::Closing;
+        state.cause.get_or_insert(cause);
+        state.since = self.shared.now();
+    }
+
+    fn close(&self, close: &CloseReason, cause: DisconnectReason) -> bool {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if state.phase != Phase::Open {
+            return false;
+        }
+        self.say_farewell(&mut state, close, cause, &mut settled);
+        let waker = state.waker.clone();
+        drop(state);
+        self.shared.settle(settled);
+        wake(waker);
+        true
+    }
+
+    /// Answers the peer's close frame, or sends a control frame, with bytes that are framed already.
+    pub(crate) fn send_control(&self, frame: &[u8]) {
+        self.submit(Payload::Borrowed(frame), Class::Control, 0, None, always);
+    }
+
+    /// The peer said goodbye: answers with `reply` after what waits, and takes nothing more.
+    pub(crate) fn answer_close(&self, reply: Vec<u8>) {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if state.phase != Phase::Open {
+            return;
+        }
+        let entry = Entry { bytes: reply.into(), written: 0, class: Class::Must, deliveries: 0, settle: None };
+        self.queue_of(&mut state).push(entry, &mut settled);
+        state.phase = Phase::Closing;
+        state.cause.get_or_insert(DisconnectReason::ClientRequest);
+        state.since = self.shared.now();
+        drop(state);
+        self.shared.settle(settled);
+    }
+
+    fn queue_of<'s>(&self, state: &'s mut State) -> &'s mut Queue {
+        let since = &mut state.since;
+        state.queue.get_or_insert_with(|| {
+            *since = self.shared.now();
+            Box::default()
+        })
+    }
+
+    fn finish_queued(&self, state: MutexGuard<'_, State>, settled: Settled, wake_task: bool) -> Sent {
+        let waker = if wake_task { state.waker.clone() } else { None };
+        drop(state);
+        self.shared.settle(settled);
+        wake(waker);
+        Sent::Queued
+    }
+
+    /// Ends the connection without a farewell.
+    fn die(&self, mut state: MutexGuard<'_, State>, cause: DisconnectReason) {
+        state.phase = Phase::Dead;
+        state.cause.get_or_insert(cause);
+        let waker = state.waker.clone();
+        drop(state);
+        wake(waker);
+    }
+
+    /// Ends the connection at once, from outside of its task.
+    pub(crate) fn abort(&self, cause: DisconnectReason) {
+        self.die(self.state.lock(), cause);
+    }
+
+    /// Writes what waits, on the caller's thread, as far as the kernel takes it; the task does the rest.
+    fn flush_here(&self) {
+        match &self.tcp {
+            Some(tcp) => {
+                match self.flush_once(|slices| tcp.try_write_vectored(slices)) {
+                    // Who writes now sees the queue afterwards and wakes the task.
+                    Ok(Flush::Done | Flush::Busy) => {}
+                    Ok(Flush::Progress | Flush::Blocked) | Err(_) => self.wake_task(),
+                }
+            }
+            None => self.wake_task(),
+        }
+    }
+
+    fn wake_task(&self) {
+        let waker = self.state.lock().waker.clone();
+        wake(waker);
+    }
+
+    /// One write of what waits.
+    fn flush_once(&self, write: impl FnOnce(&[io::IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Flush> {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if state.writing {
+            return Ok(Flush::Busy);
+        }
+        let Some(queue) = state.queue.as_mut().filter(|q| !q.is_empty()) else {
+            state.queue = None;
+            return Ok(Flush::Done);
+        };
+        let bytes = queue.take_slices(MAX_SLICES);
+        state.writing = true;
+        let result = MutexGuard::unlocked(&mut state, || {
+            let slices: Vec<io::IoSlice<'_>> = bytes.iter().map(|b| io::IoSlice::new(b)).collect();
+            match write(&slices) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                other => other,
+            }
+        });
+        state.writing = false;
+        let written = result.as_ref().copied().unwrap_or(0);
+        let mut flush = Flush::Blocked;
+        if let Some(queue) = state.queue.as_mut() {
+            queue.wrote(written, &mut settled);
+            if queue.is_empty() {
+                state.queue = None;
+                flush = Flush::Done;
+            } else if written > 0 {
+                flush = Flush::Progress;
+            }
+        }
+        if written > 0 && state.phase == Phase::Open {
+            state.since = self.shared.now();
+        }
+        drop(state);
+        self.shared.stats.bytes_out.fetch_add(written as u64, Relaxed);
+        self.shared.settle(settled);
+        result.map(|_| flush)
+    }
+
+    // ---- what only the connection's task calls ----
+
+    /// Notes whom to wake, and says how things stand.
+    pub(crate) fn attend(&self, cx: &Context<'_>) -> (Phase, bool) {
+        let mut state = self.state.lock();
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        (state.phase, state.queue.is_some())
+    }
+
+    /// Writes until nothing waits.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>, stream: Option<&mut Stream>) -> Poll<io::Result<()>> {
+        if let Some(stream) = stream {
+            return self.poll_flush_stream(cx, stream);
+        }
+        let Some(tcp) = &self.tcp else { return Poll::Ready(Ok(())) };
+        loop {
+            ready!(tcp.poll_write_ready(cx))?;
+            match self.flush_once(|slices| tcp.try_write_vectored(slices))? {
+                Flush::Done => return Poll::Ready(Ok(())),
+                // Who writes now sees the queue afterwards and wakes us.
+                Flush::Busy => return Poll::Pending,
+                Flush::Blocked | Flush::Progress => {}
+            }
+        }
+    }
+
+    fn poll_flush_stream(&self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {
+        loop {
+            let flush = self.flush_once(|slices| match Pin::new(&mut *stream).poll_write_vectored(cx, slices) {
+                Poll::Ready(result) => result,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            })?;
+            match flush {
+                Flush::Done => return Pin::new(stream).poll_flush(cx),
+                Flush::Blocked | Flush::Busy => return Poll::Pending,
+                Flush::Progress => {}
+            }
+        }
+    }
+
+    /// The farewell is written; waits for the peer's.
+    pub(crate) fn linger(&self) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Closing && state.queue.is_none() {
+            state.phase = Phase::Lingering;
+            state.since = self.shared.now();
+        }
+    }
+
+    /// Ends everything; returns the cause.
+    pub(crate) fn end(&self, fallback: DisconnectReason) -> DisconnectReason {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        state.phase = Phase::Dead;
+        state.waker = None;
+        let queue = state.queue.take();
+        let cause = *state.cause.get_or_insert(fallback);
+        drop(state);
+        if let Some(queue) = queue {
+            queue.end(&mut settled);
+        }
+        self.shared.settle(settled);
+        cause
+    }
+
+    /// Why it ends, where that is known.
+    pub(crate) fn cause(&self) -> Option<DisconnectReason> {
+        self.state.lock().cause
+    }
+
+    /// Looks after heartbeat and deadlines; called by the sweep every now and then.
+    pub(crate) fn sweep(&self, now: u32) {
+        let limits = &self.shared.limits;
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        let stalled_for = now.wrapping_sub(state.since);
+        match state.phase {
+            Phase::Open => {
+                let is_stalled = state.queue.is_some() && stalled_for >= limits.write_timeout();
+                // A reader on another thread may be ahead of this sweep's clock.
+                let silent_for = (now.wrapping_sub(self.last_read.load(Relaxed)) as i32).max(0) as u32;
+                let farewell = if is_stalled {
+                    Some((CloseCode::WRITE_TIMEOUT, "write timeout", DisconnectReason::WriteTimeout))
+                } else if silent_for >= limits.ping_interval() + limits.pong_timeout() {
+                    Some((CloseCode::NO_PONG, "no pong", DisconnectReason::HeartbeatTimeout))
+                } else {
+                    None
+                };
+                if let Some((code, reason, cause)) = farewell {
+                    self.cut_off(&mut state, &CloseReason::new(code, reason), cause, &mut settled);
+                    let waker = state.waker.clone();
+                    drop(state);
+                    self.shared.settle(settled);
+                    wake(waker);
+                    return;
+                }
+                drop(state);
+                if now.wrapping_sub(self.last_ping.load(Relaxed)) >= limits.ping_interval() {
+                    self.last_ping.store(now, Relaxed);
+                    self.submit(Payload::Shared(&frame::PING), Class::Control, 0, None, always);
+                }
+            }
+            Phase::Closing if stalled_for >= limits.write_timeout() => self.die(state, DisconnectReason::WriteTimeout),
+            Phase::Lingering if stalled_for >= LINGER_MS.min(limits.write_timeout()) => {
+                self.die(state, DisconnectReason::ClientRequest);
+            }
+            Phase::Closing | Phase::Lingering | Phase::Dead => {}
+        }
+    }
+}
+
+enum Flush {
+    /// Nothing waits.
+    Done,
+    /// The kernel took some.
+    Progress,
+    /// The kernel took nothing.
+    Blocked,
+    /// Somebody else is writing.
+    Busy,
+}
+
+fn write_once(tcp: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match tcp.try_write(bytes) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        other => other,
+    }
+}
+
+fn always() -> bool {
+    true
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// As many pieces as one `writev` takes.
+const MAX_SLICES: usize = 32;
+
+/// How long a peer may take to answer our close frame.
+const LINGER_MS: u32 = 2_000;

@@ -1,0 +1,325 @@
+//! What waits for one connection's socket.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use wsc_protocol::FailureReason;
+
+use crate::{frame::border_after, outbound::Settle};
+
+/// What an entry is, which decides what a full queue may do to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// A ping or pong; passes the queue at the next border between frames.
+    Control,
+    /// A reply, a notice, the close frame: never dropped.
+    Must,
+    /// Messages; the policy decides.
+    Plain,
+}
+
+/// Bytes on their way: one or more whole frames.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) bytes: Bytes,
+    /// How many of the bytes the kernel has taken.
+    pub(crate) written: usize,
+    pub(crate) class: Class,
+    /// How many deliveries the frames are.
+    pub(crate) deliveries: u32,
+    /// Who wants to know what became of it.
+    pub(crate) settle: Option<Arc<dyn Settle>>,
+}
+
+impl Entry {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+}
+
+/// A connection's backlog. It exists only while there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    entries: VecDeque<Entry>,
+    /// Unwritten bytes of all entries.
+    bytes: usize,
+    /// How many entries at the front are being written this moment and must stay where they are.
+    in_flight: usize,
+}
+
+/// Deliveries that ended, to be counted outside the lock.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    pub(crate) sent: u32,
+    pub(crate) queue_full: u32,
+    pub(crate) conn_closed: u32,
+    /// Change of the queue's size in bytes.
+    pub(crate) bytes: i64,
+    pub(crate) told: Vec<(Arc<dyn Settle>, Result<(), FailureReason>)>,
+}
+
+impl Queue {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many deliveries wait.
+    pub(crate) fn deliveries(&self) -> u64 {
+        self.entries.iter().map(|e| u64::from(e.deliveries)).sum()
+    }
+
+    pub(crate) fn push(&mut self, entry: Entry, settled: &mut Settled) {
+        self.bytes += entry.len();
+        settled.bytes += entry.len() as i64;
+        match entry.class {
+            Class::Control => {
+                // The newest of a kind is enough: who does not read must not make us hoard pongs (RFC 6455 §5.5.3).
+                let start = self.fixed_front();
+                let first = entry.bytes.first().copied();
+                let same = |e: &Entry| e.class == Class::Control && e.bytes.first().copied() == first;
+                if let Some(at) = (start..self.entries.len()).find(|&i| same(&self.entries[i])) {
+                    self.remove(at, settled);
+                }
+                self.entries.insert(start, entry);
+            }
+            Class::Must | Class::Plain => self.entries.push_back(entry),
+        }
+    }
+
+    /// Puts back the rest of what an inline write could not finish.
+    pub(crate) fn push_rest(&mut self, entry: Entry, settled: &mut Settled) {
+        self.bytes += entry.len();
+        settled.bytes += entry.len() as i64;
+        self.entries.push_front(entry);
+    }
+
+    /// Drops the oldest messages that are not begun until `len` more bytes fit into `max`, as far as there are any.
+    pub(crate) fn make_room(&mut self, len: usize, max: usize, settled: &mut Settled) {
+        let mut at = self.fixed_front();
+        while self.bytes + len > max && at < self.entries.len() {
+            if self.entries[at].class == Class::Plain {
+                self.fail(at, FailureReason::QueueFull, settled);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Drops everything that is not begun, but for the class that is never dropped where `keep_must`; what is begun
+    /// ends with the frame that the peer has seen the start of.
+    pub(crate) fn cut(&mut self, reason: FailureReason, keep_must: bool, settled: &mut Settled) {
+        let fixed = self.fixed_front();
+        let mut at = fixed;
+        while at < self.entries.len() {
+            if keep_must && self.entries[at].class == Class::Must {
+                at += 1;
+            } else {
+                self.fail(at, reason, settled);
+            }
+        }
+        if self.in_flight == 0
+            && fixed == 1
+            && let Some(head) = self.entries.front_mut()
+        {
+            let (_, border) = border_after(&head.bytes, head.written);
+            let cut = head.bytes.len() - border;
+            if cut > 0 {
+                let (kept, _) = border_after(&head.bytes, border);
+                let dropped = head.deliveries.saturating_sub(kept);
+                head.deliveries -= dropped;
+                head.bytes.truncate(border);
+                settled.queue_full += dropped;
+                settled.bytes -= cut as i64;
+                self.bytes -= cut;
+            }
+        }
+    }
+
+    /// Ends everything with the connection. Whole frames that were written count as sent.
+    pub(crate) fn end(mut self: Box<Self>, settled: &mut Settled) {
+        self.in_flight = 0;
+        settled.bytes -= self.bytes as i64;
+        for entry in self.entries {
+            let (whole, _) = border_after(&entry.bytes, entry.written);
+            let sent = whole.min(entry.deliveries);
+            settled.sent += sent;
+            settled.conn_closed += entry.deliveries - sent;
+            if let Some(settle) = entry.settle {
+                settled.told.push((settle, Err(FailureReason::ConnClosed)));
+            }
+        }
+    }
+
+    /// The next bytes to write, at most `max_slices` pieces; they stay where they are until [`wrote`](Self::wrote).
+    pub(crate) fn take_slices(&mut self, max_slices: usize) -> Vec<Bytes> {
+        self.in_flight = self.entries.len().min(max_slices);
+        self.entries.iter().take(self.in_flight).map(|e| e.bytes.slice(e.written..)).collect()
+    }
+
+    /// Takes account of `len` written bytes and ends what they finish.
+    pub(crate) fn wrote(&mut self, mut len: usize, settled: &mut Settled) {
+        self.in_flight = 0;
+        self.bytes -= len;
+        settled.bytes -= len as i64;
+        while let Some(head) = self.entries.front_mut() {
+            if head.len() > len {
+                head.written += len;
+                return;
+            }
+            len -= head.len();
+            if let Some(done) = self.entries.pop_front() {
+                settled.sent += done.deliveries;
+                if let Some(settle) = done.settle {
+                    settled.told.push((settle, Ok(())));
+                }
+            }
+        }
+    }
+
+    /// How many entries at the front must stay: being written, or begun.
+    fn fixed_front(&self) -> usize {
+        let begun = self.entries.front().is_some_and(|e| e.written > 0);
+        self.in_flight.max(usize::from(begun))
+    }
+
+    fn fail(&mut self, at: usize, reason: FailureReason, settled: &mut Settled) {
+        if let Some(entry) = self.remove(at, settled) {
+            match reason {
+                FailureReason::QueueFull => settled.queue_full += entry.deliveries,
+                _ => settled.conn_closed += entry.deliveries,
+            }
+            if let Some(settle) = entry.settle {
+                settled.told.push((settle, Err(reason)));
+            }
+        }
+    }
+
+    fn remove(&mut self, at: usize, settled: &mut Settled) -> Option<Entry> {
+        let entry = self.entries.remove(at)?;
+        self.bytes -= entry.len();
+        settled.bytes -= entry.len() as i64;
+        Some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frame::text_frame;
+
+    fn entry(class: Class, payload_len: usize, deliveries: u32) -> Entry {
+        let mut bytes = Vec::new();
+        let mut buffer = Vec::new();
+        for _ in 0..deliveries.max(1) {
+            bytes.extend_from_slice(text_frame(&mut buffer, |out| out.extend(vec![b'x'; payload_len])));
+        }
+        Entry { bytes: bytes.into(), written: 0, class, deliveries, settle: None }
+    }
+
+    fn pong() -> Entry {
+        Entry { bytes: Bytes::from_static(&[0x8A, 0]), written: 0, class: Class::Control, deliveries: 0, settle: None }
+    }
+
+    #[test]
+    fn a_pong_passes_at_a_border_and_only_the_newest_stays() {
+        let mut queue = Queue::default();
+        let mut settled = Settled::default();
+        queue.push(entry(Class::Plain, 10, 1), &mut settled);
+        queue.take_slices(16);
+        queue.wrote(3, &mut settled);
+        queue.push(entry(Class::Plain, 20, 1), &mut settled);
+        queue.push(pong(), &mut settled);
+        queue.push(pong(), &mut settled);
+        let lens: Vec<usize> = queue.take_slices(16).iter().map(Bytes::len).collect();
+        assert_eq!(lens, [9, 2, 22]);
+    }
+
+    #[test]
+    fn room_is_made_from_the_oldest_that_is_not_begun() {
+        let mut queue = Queue::default();
+        let mut settled = Settled::default();
+        for deliveries in [1, 2, 3] {
+            queue.push(entry(Class::Plain, 8, deliveries), &mut settled);
+        }
+        queue.push(entry(Class::Must, 8, 0), &mut settled);
+        queue.take_slices(1);
+        queue.wrote(1, &mut settled);
+        queue.make_room(10, 60, &mut settled);
+        assert_eq!(settled.queue_full, 2);
+        assert_eq!(queue.deliveries(), 4);
+        queue.make_room(10, 0, &mut settled);
+        assert_eq!(queue.deliveries(), 1);
+        assert_eq!(queue.bytes(), 9 + 10);
+    }
+
+    #[test]
+    fn a_cut_ends_with_the_frame_that_is_begun() {
+        let mut queue = Queue::default();
+        let mut settled = Settled::default();
+        queue.push(entry(Class::Plain, 8, 3), &mut settled);
+        queue.push(entry(Class::Plain, 8, 1), &mut settled);
+        queue.take_slices(1);
+        queue.wrote(13, &mut settled);
+        queue.cut(FailureReason::QueueFull, false, &mut settled);
+        // Of three joined frames the first is written and the second begun.
+        assert_eq!((queue.bytes(), queue.deliveries()), (7, 2));
+        assert_eq!(settled.queue_full, 2);
+        queue.take_slices(1);
+        queue.wrote(7, &mut settled);
+        assert_eq!(settled.sent, 2);
+        assert!(queue.is_empty());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Push(u8, usize, u32),
+        Write(usize),
+        MakeRoom(usize),
+        Cut,
+    }
+
+    proptest! {
+        #[test]
+        fn every_delivery_and_byte_is_accounted_for(
+            ops in prop::collection::vec(
+                prop_oneof![
+                    (0..3_u8, 0..300_usize, 1..4_u32).prop_map(|(c, l, d)| Op::Push(c, l, d)),
+                    (0..900_usize).prop_map(Op::Write),
+                    (0..900_usize).prop_map(Op::MakeRoom),
+                    Just(Op::Cut),
+                ],
+                0..40,
+            )
+        ) {
+            let mut queue = Box::new(Queue::default());
+            let mut settled = Settled::default();
+            let mut taken = 0;
+            for op in ops {
+                match op {
+                    Op::Push(0, ..) => queue.push(pong(), &mut settled),
+                    Op::Push(1, len, _) => queue.push(entry(Class::Must, len, 0), &mut settled),
+                    Op::Push(_, len, deliveries) => {
+                        taken += deliveries;
+                        queue.push(entry(Class::Plain, len, deliveries), &mut settled);
+                    }
+                    Op::Write(len) => {
+                        let offered: usize = queue.take_slices(4).iter().map(Bytes::len).sum();
+                        queue.wrote(len.min(offered), &mut settled);
+                    }
+                    Op::MakeRoom(max) => queue.make_room(0, max, &mut settled),
+                    Op::Cut => queue.cut(FailureReason::QueueFull, true, &mut settled),
+                }
+                prop_assert_eq!(settled.bytes, queue.bytes() as i64);
+            }
+            queue.end(&mut settled);
+            prop_assert_eq!(settled.bytes, 0);
+            prop_assert_eq!(settled.sent + settled.queue_full + settled.conn_closed, taken);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What all connections of one transport share.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    config::{QueuePolicy, TransportConfig},
+    outbound::Conn,
+    queue::Settled,
+    stats::TransportStats,
+};
+
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) stats: TransportStats,
+    pub(crate) conns: Conns,
+    start: Instant,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &TransportConfig) -> Self {
+        Self {
+            limits: Limits::new(config),
+            stats: TransportStats::default(),
+            conns: Conns::default(),
+            start: Instant::now(),
+        }
+    }
+
+    /// Milliseconds since the transport started. They wrap after 49 days: only differences mean something.
+    pub(crate) fn now(&self) -> u32 {
+        self.start.elapsed().as_millis() as u32
+    }
+
+    /// Counts what a queue has settled, and tells who wants to know. No lock may be held.
+    pub(crate) fn settle(&self, settled: Settled) {
+        let Settled { sent, queue_full, conn_closed, bytes, told } = settled;
+        let stats = &self.stats;
+        if bytes != 0 {
+            stats.queue_bytes.fetch_add(bytes, Relaxed);
+        }
+        let ended = sent + queue_full + conn_closed;
+        if ended > 0 {
+            stats.deliveries_queued.fetch_sub(ended.into(), Relaxed);
+            stats.deliveries_sent.fetch_add(sent.into(), Relaxed);
+            stats.deliveries_queue_full.fetch_add(queue_full.into(), Relaxed);
+            stats.deliveries_conn_closed.fetch_add(conn_closed.into(), Relaxed);
+        }
+        for (settle, result) in told {
+            settle.settle(result);
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("connections", &self.conns.len()).finish_non_exhaustive()
+    }
+}
+
+/// The settings that are read per message, each by itself: a reader that sees an old one beside a new one is fine.
+pub(crate) struct Limits {
+    max_message_size: AtomicUsize,
+    queue_max_bytes: AtomicUsize,
+    fanout_max_bytes: AtomicUsize,
+    pending_handshakes: AtomicUsize,
+    queue_policy: AtomicU8,
+    handshake_timeout: AtomicU32,
+    write_timeout: AtomicU32,
+    ping_interval: AtomicU32,
+    pong_timeout: AtomicU32,
+}
+
+impl Limits {
+    fn new(config: &TransportConfig) -> Self {
+        let limits = Self {
+            max_message_size: AtomicUsize::default(),
+            queue_max_bytes: AtomicUsize::default(),
+            fanout_max_bytes: AtomicUsize::default(),
+            pending_handshakes: AtomicUsize::default(),
+            queue_policy: AtomicU8::default(),
+            handshake_timeout: AtomicU32::default(),
+            write_timeout: AtomicU32::default(),
+            ping_interval: AtomicU32::default(),
+            pong_timeout: AtomicU32::default(),
+        };
+        limits.set(config);
+        limits
+    }
+
+    pub(crate) fn set(&self, config: &TransportConfig) {
+        self.max_message_size.store(config.max_message_size, Relaxed);
+        self.queue_max_bytes.store(config.queue_max_bytes, Relaxed);
+        self.fanout_max_bytes.store(config.fanout_max_bytes, Relaxed);
+        self.pending_handshakes.store(config.pending_handshakes, Relaxed);
+        self.queue_policy.store(config.queue_policy as u8, Relaxed);
+        self.handshake_timeout.store(millis(config.handshake_timeout), Relaxed);
+        self.write_timeout.store(millis(config.write_timeout), Relaxed);
+        self.ping_interval.store(millis(config.ping_interval), Relaxed);
+        self.pong_timeout.store(millis(config.pong_timeout), Relaxed);
+    }
+
+    pub(crate) fn max_message_size(&self) -> usize {
+        self.max_message_size.load(Relaxed)
+    }
+
+    pub(crate) fn queue_max_bytes(&self) -> usize {
+        self.queue_max_bytes.load(Relaxed)
+    }
+
+    pub(crate) fn fanout_max_bytes(&self) -> usize {
+        self.fanout_max_bytes.load(Relaxed)
+    }
+
+    pub(crate) fn pending_handshakes(&self) -> usize {
+        self.pending_handshakes.load(Relaxed)
+    }
+
+    pub(crate) fn queue_policy(&self) -> QueuePolicy {
+        match self.queue_policy.load(Relaxed) {
+            1 => QueuePolicy::DropOldest,
+            2 => QueuePolicy::DropNewest,
+            _ => QueuePolicy::Disconnect,
+        }
+    }
+
+    pub(crate) fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_timeout.load(Relaxed).into())
+    }
+
+    /// Milliseconds, as the next two.
+    pub(crate) fn write_timeout(&self) -> u32 {
+        self.write_timeout.load(Relaxed)
+    }
+
+    pub(crate) fn ping_interval(&self) -> u32 {
+        self.ping_interval.load(Relaxed)
+    }
+
+    pub(crate) fn pong_timeout(&self) -> u32 {
+        self.pong_timeout.load(Relaxed)
+    }
+}
+
+/// A quarter of the range of the tick counter: sums of two stay comparable.
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).clamp(1, u32::MAX / 4)
+}
+
+/// Every open connection, for the sweep and for shutting down: eight bytes each.
+#[derive(Default)]
+pub(crate) struct Conns(Mutex<Slots>);
+
+#[derive(Default)]
+struct Slots {
+    slots: Vec<Option<Arc<Conn>>>,
+    free: Vec<u32>,
+}
+
+impl Conns {
+    pub(crate) fn insert(&self, conn: &Arc<Conn>) {
+        let mut slots = self.0.lock();
+        let slot = match slots.free.pop() {
+            Some(slot) => {
+                slots.slots[slot as usize] = Some(Arc::clone(conn));
+                slot
+            }
+            None => {
+                slots.slots.push(Some(Arc::clone(conn)));
+                slots.slots.len() as u32 - 1
+            }
+        };
+        conn.slot.store(slot, Relaxed);
+    }
+
+    pub(crate) fn remove(&self, conn: &Conn) {
+        let slot = conn.slot.swap(u32::MAX, Relaxed);
+        let mut slots = self.0.lock();
+        let removed = slots.slots.get_mut(slot as usize).and_then(Option::take);
+        if removed.is_some() {
+            slots.free.push(slot);
+        }
+        if slots.free.len() == slots.slots.len() {
+            // Everybody left: give the memory back.
+            *slots = Slots::default();
+        }
+        drop(slots);
+        drop(removed);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        let slots = self.0.lock();
+        slots.slots.len() - slots.free.len()
+    }
+
+    /// Copies the handles of the slots from `start` on, at most `max` slots; empty at the end.
+    pub(crate) fn slice(&self, start: usize, max: usize) -> Option<Vec<Arc<Conn>>> {
+        let slots = self.0.lock();
+        let end = slots.slots.len().min(start.saturating_add(max));
+        (start < end).then(|| slots.slots[start..end].iter().flatten().map(Arc::clone).collect())
+    }
+}
