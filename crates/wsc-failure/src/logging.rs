@@ -1,0 +1,90 @@
+//! The built-in handler: one log line for each failure.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use wsc_protocol::{ClientId, FailureKind, FailureReason, HubMessage, Id};
+
+use crate::{
+    ConnectionErrorHandler, FailureHandlerRegistry, HandlerId, QueueFullHandler, QueueType, SendFailureHandler,
+    TimeoutHandler, TimeoutType, UserOfflineHandler,
+};
+
+/// Writes every failure to the log, at level `warn`, with the fields `type`, `message_id`, `user_id` and `error`.
+/// Payloads are never logged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoggingHandler;
+
+impl LoggingHandler {
+    /// Adds it for every kind, so that each failure is logged once, whatever other handlers there are.
+    pub fn add_to(registry: &FailureHandlerRegistry) -> [HandlerId; 5] {
+        [
+            registry.add_send_failure_handler(Self),
+            registry.add_queue_full_handler(Self),
+            registry.add_user_offline_handler(Self),
+            registry.add_connection_error_handler(Self),
+            registry.add_timeout_handler(Self),
+        ]
+    }
+}
+
+#[async_trait]
+impl SendFailureHandler for LoggingHandler {
+    async fn handle_send_failure(&self, message: &Arc<HubMessage>, recipient: &Id, reason: FailureReason, error: &str) {
+        tracing::warn!(
+            r#type = reason.as_str(), message_id = %message.id, user_id = %recipient, error, "a message did not arrive"
+        );
+    }
+}
+
+#[async_trait]
+impl QueueFullHandler for LoggingHandler {
+    async fn handle_queue_full(&self, message: &Arc<HubMessage>, recipient: &Id, queue_type: QueueType, error: &str) {
+        tracing::warn!(
+            r#type = FailureKind::QueueFull.as_str(), message_id = %message.id, user_id = %recipient,
+            queue_type = queue_type.as_str(), error, "a queue was full"
+        );
+    }
+}
+
+#[async_trait]
+impl UserOfflineHandler for LoggingHandler {
+    async fn handle_user_offline(&self, message: &Arc<HubMessage>, user_id: &Id, error: &str) {
+        tracing::warn!(
+            r#type = FailureKind::UserOffline.as_str(), message_id = %message.id, %user_id, error, "the user was away"
+        );
+    }
+}
+
+#[async_trait]
+impl ConnectionErrorHandler for LoggingHandler {
+    async fn handle_connection_error(
+        &self,
+        message: &Arc<HubMessage>,
+        recipient: &Id,
+        client_id: Option<&ClientId>,
+        error: &str,
+    ) {
+        tracing::warn!(
+            r#type = FailureKind::ConnectionError.as_str(), message_id = %message.id, user_id = %recipient,
+            client_id = client_id.map(tracing::field::display), error, "a connection failed"
+        );
+    }
+}
+
+#[async_trait]
+impl TimeoutHandler for LoggingHandler {
+    async fn handle_timeout(
+        &self,
+        message: &Arc<HubMessage>,
+        recipient: &Id,
+        timeout_type: TimeoutType,
+        duration: Duration,
+        error: &str,
+    ) {
+        tracing::warn!(
+            r#type = timeout_type.as_str(), message_id = %message.id, user_id = %recipient,
+            duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX), error, "a send took too long"
+        );
+    }
+}
