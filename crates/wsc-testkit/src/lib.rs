@@ -40,5 +40,5 @@ pub use frame::{Frame, LengthForm, RawFrame};
 pub use http::{HttpResponse, encode, http, query};
 pub use metrics::{Metrics, Sample};
 pub use raw::{Handshake, RawClient, RawOptions};
-pub use server::ServerProcess;
+pub use server::{Launch, ServerProcess};
 pub use wait::{WAIT, eventually, within};

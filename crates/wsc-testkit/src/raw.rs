@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -218,6 +219,27 @@ impl RawClient {
                 panic!("the end instead of an HTTP answer; {self}");
             }
         }
+    }
+
+    /// Sends `bytes` one at a time, each as soon as the server has been silent
+    /// for `pause`, until the server closes; says how many were sent. When they
+    /// are used up it waits for the end.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not close.
+    pub async fn trickle(&mut self, bytes: &[u8], pause: Duration) -> usize {
+        for (sent, byte) in bytes.iter().enumerate() {
+            let closed = async { while self.fill("the end").await {} };
+            if tokio::time::timeout(pause, closed).await.is_ok() {
+                return sent;
+            }
+            if !self.try_send_bytes(std::slice::from_ref(byte)).await {
+                return sent;
+            }
+        }
+        while self.fill("the end").await {}
+        bytes.len()
     }
 
     /// Reads the next frame, whatever it is; `None` at the end of the stream.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -29,6 +29,53 @@ pub struct ServerProcess {
     dir: TempDir,
 }
 
+/// What a process is started with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Launch<'a> {
+    /// The arguments.
+    pub args: &'a [&'a str],
+    /// Files in the directory it runs in: name and content.
+    pub files: &'a [(&'a str, &'a str)],
+    /// Variables of the environment. Those of the test that start with
+    /// `WSC__` are not handed on.
+    pub env: &'a [(&'a str, &'a str)],
+}
+
+impl Launch<'_> {
+    /// Runs `bin` in a temporary directory until it ends by itself.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started or does not end in time.
+    pub async fn run(&self, bin: impl AsRef<Path>) -> Output {
+        let dir = TempDir::new().expect("a temporary directory");
+        let mut command = self.command(bin, dir.path());
+        let output = within(&format!("the end of {command:?}"), command.output()).await;
+        output.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
+    }
+
+    fn command(&self, bin: impl AsRef<Path>, dir: &Path) -> Command {
+        for (name, content) in self.files {
+            std::fs::write(dir.join(name), content).expect("the file can be written");
+        }
+        let mut command = Command::new(bin.as_ref());
+        command
+            .args(self.args)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().starts_with("WSC__") {
+                command.env_remove(key);
+            }
+        }
+        command.envs(self.env.iter().copied());
+        command
+    }
+}
+
 type Log = Arc<Mutex<Vec<String>>>;
 
 /// The line by which the server says where it listens starts with this.
@@ -44,36 +91,24 @@ impl ServerProcess {
     ///
     /// When the process ends, or does not listen in time; with its output.
     pub async fn start(bin: impl AsRef<Path>, config_yaml: &str) -> Self {
-        Self::start_with_env(bin, config_yaml, &[]).await
+        let launch = Launch {
+            args: &["serve", "--config", "settings.yaml"],
+            files: &[("settings.yaml", config_yaml)],
+            env: &[],
+        };
+        Self::launch(bin, &launch).await
     }
 
-    /// Starts `bin` with these settings and these environment variables.
+    /// Starts `bin` with any arguments, files and variables, and waits until
+    /// it listens.
     ///
     /// # Panics
     ///
     /// As [`ServerProcess::start`].
-    pub async fn start_with_env(bin: impl AsRef<Path>, config_yaml: &str, env: &[(&str, &str)]) -> Self {
+    pub async fn launch(bin: impl AsRef<Path>, launch: &Launch<'_>) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
-        let config = dir.path().join("settings.yaml");
-        std::fs::write(&config, config_yaml).expect("the settings file can be written");
-
-        let mut command = Command::new(bin.as_ref());
-        command
-            .args(["serve", "--config"])
-            .arg(&config)
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        for (key, _) in std::env::vars_os() {
-            if key.to_string_lossy().starts_with("WSC__") {
-                command.env_remove(key);
-            }
-        }
-        command.envs(env.iter().copied());
-        let mut child =
-            command.spawn().unwrap_or_else(|error| panic!("cannot start {}: {error}", bin.as_ref().display()));
+        let mut command = launch.command(bin, dir.path());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
 
         let log = Log::default();
         let (found, mut listening) = watch::channel(None);
@@ -91,7 +126,7 @@ impl ServerProcess {
         let Ok(Some(addr)) = addr else {
             let _ = child.start_kill();
             let status = child.wait().await;
-            panic!("the server does not listen ({status:?}); settings:\n{config_yaml}\noutput:\n{}", text(&log));
+            panic!("the server does not listen ({status:?}): {launch:#?}\noutput:\n{}", text(&log));
         };
         Self { child, addr, log, dir }
     }

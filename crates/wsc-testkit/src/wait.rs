@@ -28,11 +28,7 @@ pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
 /// # Panics
 ///
 /// When there is no value after [`WAIT`], with `what` as the text.
-pub async fn eventually<T, F, P>(what: &str, mut probe: P) -> T
-where
-    F: Future<Output = Option<T>>,
-    P: FnMut() -> F,
-{
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = probe().await {

@@ -1,0 +1,22 @@
+//! The server from outside: the real binary, real sockets, the contract.
+//!
+//! Every test starts a server of its own with the settings it needs.
+
+mod cli;
+mod delivery;
+mod exposure;
+mod frames;
+mod handshake;
+mod heartbeat;
+mod http;
+mod http_push;
+mod http_rooms;
+mod identity;
+mod interop;
+mod json;
+mod limits;
+mod metrics;
+mod requests;
+mod rooms;
+mod slow;
+mod support;
