@@ -2,6 +2,8 @@
 //!
 //! Every test starts a server of its own with the settings it needs.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "everything here is a test, its helpers too")]
+
 mod cli;
 mod delivery;
 mod exposure;

@@ -46,10 +46,7 @@ pub(crate) fn assert_fields(value: &Value, fields: &[&str]) {
 pub(crate) fn assert_closed(closed: &(u16, Value), code: u16) {
     let (have, reason) = closed;
     assert_eq!(*have, code, "with reason {reason}");
-    let reconnect = match code {
-        1009 | 3500..=3999 | 4500..=4999 => false,
-        _ => true,
-    };
+    let reconnect = !matches!(code, 1009 | 3500..=3999 | 4500..=4999);
     assert_eq!(reason["reconnect"], reconnect, "of {code} in {reason}");
     assert!(reason["reason"].as_str().is_some_and(|text| !text.is_empty()), "no words in {reason}");
 }
