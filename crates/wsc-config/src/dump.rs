@@ -39,6 +39,7 @@ pub fn default_config() -> String {
 /// Writes a commented file with the values of `settings`, secrets included. Keys for which `comment`
 /// says so are written as comments.
 pub(crate) fn write_yaml(settings: &Settings, comment: fn(&Key, &Json) -> bool) -> String {
+    let defaults = Settings::default();
     let mut out = String::from(HEAD);
     for section in SECTIONS {
         let depth = 1 + section.path.split('.').filter(|part| !part.is_empty()).count();
@@ -61,7 +62,14 @@ pub(crate) fn write_yaml(settings: &Settings, comment: fn(&Key, &Json) -> bool) 
             indent(&mut out, depth);
             let name = key.path.rsplit('.').next().unwrap_or_default();
             let off = if comment(key, &value) { "# " } else { "" };
-            let value = if value.is_null() { String::new() } else { format!(" {}", flow(&value)) };
+            let value = match &value {
+                Json::Null => String::new(),
+                // A default as the table writes it: 60s, not 1m.
+                Json::String(_) if (key.same)(settings, &defaults) && !key.default.is_empty() => {
+                    format!(" {}", scalar(key.default))
+                }
+                value => format!(" {}", flow(value)),
+            };
             let _ = writeln!(out, "{off}{name}:{value}");
         }
     }

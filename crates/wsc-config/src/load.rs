@@ -354,3 +354,6 @@ impl<'de> Deserialize<'de> for Settings {
         Ok(reading.settings)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,7 +81,8 @@ impl Node {
     pub(crate) fn describe(&self, secret: bool) -> String {
         match (&self.value, secret) {
             (Value::Null, _) => "nothing".to_owned(),
-            (Value::Bool(_) | Value::Int(_) | Value::Float(_), true) => "a bare value".to_owned(),
+            (Value::Bool(_), true) => "a boolean".to_owned(),
+            (Value::Int(_) | Value::Float(_), true) => "a number".to_owned(),
             (Value::Bool(value), false) => value.to_string(),
             (Value::Int(value), false) => format!("the number {value}"),
             (Value::Float(value), false) => format!("the number {value:?}"),

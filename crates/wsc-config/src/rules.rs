@@ -3,70 +3,19 @@
 use std::collections::BTreeMap;
 
 use secrecy::ExposeSecret;
+use wsc_protocol::{EventType, FailureReason};
 
 use crate::field::Wrong;
 use crate::suggest::nearest;
 use crate::values::{Secret, quoted};
 
-/// Names of failure reasons that a retry list may hold. `ack_timeout` is a reason too, but the
-/// `ack_*` keys alone decide about it.
-pub(crate) const REASONS: [&str; 17] = [
-    "queue_full",
-    "broadcast_full",
-    "pending_full",
-    "user_offline",
-    "conn_error",
-    "conn_closed",
-    "channel_closed",
-    "network_unreachable",
-    "timeout",
-    "send_timeout",
-    "connection_timeout",
-    "permission",
-    "validation",
-    "authentication_failed",
-    "message_too_large",
-    "rate_limit_permanent",
-    "rejected",
-];
-
-/// Reasons besides [`REASONS`]: `unknown` for every other failure.
-const UNKNOWN_REASON: &str = "unknown";
-
 /// Matches any error whose text contains it; only `retryable_errors` may name it.
 const TEMPORARY: &str = "temporary";
 
-/// Names of the events that observers and webhooks see.
-pub(crate) const EVENTS: [&str; 26] = [
-    "client.connected",
-    "client.disconnected",
-    "client.reconnected",
-    "user.online",
-    "user.offline",
-    "message.received",
-    "message.sent",
-    "message.delivered",
-    "message.failed",
-    "ack.received",
-    "ack.timeout",
-    "ack.retry",
-    "retry.started",
-    "failure.send",
-    "failure.queue_full",
-    "failure.user_offline",
-    "failure.connection",
-    "failure.timeout",
-    "room.created",
-    "room.deleted",
-    "room.joined",
-    "room.left",
-    "hub.started",
-    "hub.stopped",
-    "config.changed",
-    "config.rejected",
-];
+/// A reason that no list may name: the `ack_*` keys alone decide about it.
+const ACK_TIMEOUT: &str = "ack_timeout";
 
-/// Names of permissions; each may be narrowed by `:resource`.
+/// Names of permissions. The list is wsc-auth's, which this crate does not know.
 pub(crate) const PERMISSIONS: [&str; 8] = [
     "read:message",
     "send:message",
@@ -77,6 +26,9 @@ pub(crate) const PERMISSIONS: [&str; 8] = [
     "admin:room",
     "admin:system",
 ];
+
+/// Permissions that a resource cannot narrow.
+const WHOLE: [&str; 2] = ["read:message", "admin:system"];
 
 /// The shortest API key that is accepted: shorter ones can be guessed over the network.
 const SHORTEST_API_KEY: usize = 16;
@@ -95,38 +47,58 @@ pub(crate) fn non_retryable(reasons: &[String]) -> Vec<Wrong> {
 }
 
 fn known_reason(reason: &str) -> Result<(), String> {
-    if reason == "ack_timeout" {
+    if reason == ACK_TIMEOUT {
         return Err("\"ack_timeout\" cannot be listed, ack_timeout, ack_max_retries and \
                     ack_retry_interval alone decide about it"
             .to_owned());
     }
-    let names = || REASONS.into_iter().chain([UNKNOWN_REASON]);
-    if names().any(|name| name == reason) {
+    let names = FailureReason::ALL.map(FailureReason::as_str);
+    if names.contains(&reason) {
         return Ok(());
     }
-    Err(unknown_name("failure reason", reason, names().chain([TEMPORARY])))
+    let listable = names.into_iter().filter(|name| *name != ACK_TIMEOUT);
+    Err(unknown_name("failure reason", reason, listable.chain([TEMPORARY])))
 }
 
 pub(crate) fn event_filters(filters: &[String]) -> Vec<Wrong> {
     each(filters, |filter| {
         let group = filter.strip_suffix('*').filter(|group| group.ends_with('.'));
+        let mut events = EventType::ALL.iter().map(|event| event.as_str());
         let known = match group {
-            Some(group) => EVENTS.iter().any(|event| event.starts_with(group)),
-            None => filter == "*" || EVENTS.contains(&filter),
+            Some(group) => events.any(|event| event.starts_with(group)),
+            None => filter == "*" || events.any(|event| event == filter),
         };
-        if known { Ok(()) } else { Err(unknown_name("event", filter, EVENTS)) }
+        if known {
+            return Ok(());
+        }
+        let events = EventType::ALL.iter().map(|event| event.as_str());
+        Err(unknown_name("event", filter, events))
     })
 }
 
 pub(crate) fn permissions(permissions: &[String]) -> Vec<Wrong> {
     each(permissions, |permission| {
-        let bare = PERMISSIONS.iter().find_map(|name| permission.strip_prefix(name));
-        match bare {
-            Some("") => Ok(()),
-            Some(resource) if resource.len() > 1 && resource.starts_with(':') => Ok(()),
+        let split = PERMISSIONS.iter().find_map(|name| Some((*name, permission.strip_prefix(name)?)));
+        match split {
+            Some((_, "")) => Ok(()),
+            Some((name, resource)) if resource.starts_with(':') => resource_of(name, &resource[1..]),
             _ => Err(unknown_name("permission", permission, PERMISSIONS)),
         }
     })
+}
+
+/// Checks what narrows a permission: a name, with `*` only at its end.
+fn resource_of(permission: &str, resource: &str) -> Result<(), String> {
+    if WHOLE.contains(&permission) {
+        return Err(format!("{permission} cannot be narrowed to a resource"));
+    }
+    if resource.is_empty() {
+        return Err(format!("names no resource after \"{permission}:\""));
+    }
+    if resource.strip_suffix('*').unwrap_or(resource).contains('*') {
+        return Err(format!("\"*\" may stand only at the end, found {}", quoted(resource)));
+    }
+    Ok(())
 }
 
 fn unknown_name<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {

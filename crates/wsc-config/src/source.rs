@@ -5,8 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use config::Source as _;
+use yaml_rust2::Yaml;
 use yaml_rust2::parser::{Event, Parser};
-use yaml_rust2::scanner::ScanError;
+use yaml_rust2::scanner::{ScanError, TScalarStyle};
 
 use crate::node::{Node, Origin, Value};
 
@@ -191,8 +192,12 @@ fn guard_yaml(text: &str) -> Result<Contents, SyntaxError> {
         };
         match event {
             Event::StreamEnd => return Ok(contents),
-            Event::Scalar(text, _, anchor, _) => {
+            Event::Scalar(text, style, anchor, _) => {
                 nodes += 1;
+                let plain = (style == TScalarStyle::Plain).then(|| Yaml::from_str(&text));
+                if matches!(plain, Some(Yaml::Real(number)) if number.parse::<f64>().is_err()) {
+                    return refuse("expected a finite number");
+                }
                 if !(open.is_empty() && matches!(text.as_str(), "" | "~" | "null")) {
                     contents = Contents::Something;
                 }
@@ -230,7 +235,11 @@ fn guard_yaml(text: &str) -> Result<Contents, SyntaxError> {
 
 fn scan_error(error: &ScanError) -> SyntaxError {
     let mark = error.marker();
-    SyntaxError { position: Some((mark.line(), mark.col() + 1)), message: error.info().to_owned() }
+    // The loader writes a duplicate key as `String("name"): duplicated key in mapping`.
+    let info = error.info();
+    let duplicate = info.strip_prefix("String(").and_then(|rest| rest.strip_suffix("): duplicated key in mapping"));
+    let message = duplicate.map_or_else(|| info.to_owned(), |name| format!("duplicate key {name}"));
+    SyntaxError { position: Some((mark.line(), mark.col() + 1)), message }
 }
 
 /// Takes position and message out of a parser's error. Parsers that quote the line are cut short,
@@ -239,7 +248,8 @@ fn syntax_error(error: config::ConfigError) -> SyntaxError {
     let config::ConfigError::FileParse { cause, .. } = error else {
         return SyntaxError { position: None, message: error.to_string() };
     };
-    if cause.is::<config::ConfigError>() {
+    // The crate boxes its complaint about the root twice; the plain form is what one would expect.
+    if cause.is::<Box<config::ConfigError>>() || cause.is::<config::ConfigError>() {
         let message = "expected a map with the section \"wsc\" at the top level".to_owned();
         return SyntaxError { position: None, message };
     }
