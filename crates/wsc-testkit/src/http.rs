@@ -136,7 +136,7 @@ pub fn query(parameters: &[(&str, &str)]) -> String {
 
 /// Reads the response at the start of `bytes`, once it is complete. At the end
 /// of the stream a body without a length is complete as well.
-fn parse(bytes: &[u8], method: &str, at_end: bool) -> Option<HttpResponse> {
+pub(crate) fn parse(bytes: &[u8], method: &str, at_end: bool) -> Option<HttpResponse> {
     let (mut response, head) = parse_head(bytes)?;
     let rest = &bytes[head..];
     let bodyless = method == "HEAD" || matches!(response.status, 100..=199 | 204 | 304);

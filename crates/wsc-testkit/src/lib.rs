@@ -33,6 +33,7 @@ mod http;
 mod metrics;
 mod raw;
 mod server;
+mod tls;
 mod wait;
 
 pub use client::{Client, ConnectOptions, Inbound};
@@ -41,4 +42,5 @@ pub use http::{HttpResponse, encode, http, query};
 pub use metrics::{Metrics, Sample};
 pub use raw::{Handshake, RawClient, RawOptions};
 pub use server::{Launch, ServerProcess};
+pub use tls::TlsIdentity;
 pub use wait::{WAIT, eventually, within};

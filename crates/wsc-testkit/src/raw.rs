@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::frame::{Frame, RawFrame};
-use crate::http::{HttpResponse, parse_head};
+use crate::http::{HttpResponse, parse, parse_head};
+use crate::tls::TlsIdentity;
 use crate::wait::within;
 
 /// How the TCP connection is made.
@@ -100,12 +101,17 @@ impl Handshake {
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+/// What bytes go over: TCP, or TLS over it.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A TCP connection to the server, without any manners.
 ///
 /// Nothing is answered by itself, no ping and no close. Every wait panics after
 /// [`crate::WAIT`].
 pub struct RawClient {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     addr: SocketAddr,
     buffer: Vec<u8>,
     frames: Vec<RawFrame>,
@@ -137,6 +143,23 @@ impl RawClient {
         let stream = within("a TCP connection", socket.connect(addr)).await;
         let stream = stream.unwrap_or_else(|error| panic!("cannot connect to {addr}: {error}"));
         stream.set_nodelay(true).expect("no delay can be set");
+        Self::over(Box::new(stream), addr)
+    }
+
+    /// Connects over TLS, trusting this certificate alone, and sends nothing.
+    ///
+    /// # Panics
+    ///
+    /// When the connection or the certificate is refused.
+    pub async fn tls(addr: SocketAddr, identity: &TlsIdentity) -> Self {
+        let stream = TcpStream::connect(addr).await;
+        let stream = stream.unwrap_or_else(|error| panic!("cannot connect to {addr}: {error}"));
+        let stream = within("a TLS handshake", identity.connect(stream)).await;
+        let stream = stream.unwrap_or_else(|error| panic!("no TLS with {addr}: {error}"));
+        Self::over(Box::new(stream), addr)
+    }
+
+    fn over(stream: Box<dyn Stream>, addr: SocketAddr) -> Self {
         Self { stream, addr, buffer: Vec::new(), frames: Vec::new() }
     }
 
@@ -176,7 +199,7 @@ impl RawClient {
     ///
     /// When the connection is gone.
     pub async fn send_bytes(&mut self, bytes: &[u8]) {
-        let sent = within("the server to read", self.stream.write_all(bytes)).await;
+        let sent = within("the server to read", self.write(bytes)).await;
         if let Err(error) = sent {
             panic!("cannot send ({error}); {self}");
         }
@@ -184,7 +207,13 @@ impl RawClient {
 
     /// Sends bytes; says whether the connection took them.
     pub async fn try_send_bytes(&mut self, bytes: &[u8]) -> bool {
-        within("the server to read", self.stream.write_all(bytes)).await.is_ok()
+        within("the server to read", self.write(bytes)).await.is_ok()
+    }
+
+    /// TLS holds bytes back until it is told not to.
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
     }
 
     /// Sends a frame.
@@ -196,27 +225,31 @@ impl RawClient {
         self.send_bytes(&frame.encode()).await;
     }
 
-    /// Reads the head of an HTTP answer and, unless it is a 101, the body to
-    /// its `Content-Length` or to the end of the stream.
+    /// Reads an HTTP answer, with its body unless it is a 101.
+    ///
+    /// # Panics
+    ///
+    /// When the stream ends without one.
     pub async fn read_http_response(&mut self) -> HttpResponse {
         loop {
-            if let Some((mut response, head)) = parse_head(&self.buffer) {
-                if response.status == 101 {
-                    self.buffer.drain(..head);
+            if let Some((response, head)) = parse_head(&self.buffer)
+                && response.status == 101
+            {
+                self.buffer.drain(..head);
+                return response;
+            }
+            let complete = parse(&self.buffer, "GET", false);
+            let response = match complete {
+                None if self.fill("an HTTP answer").await => continue,
+                None => parse(&self.buffer, "GET", true),
+                complete => complete,
+            };
+            match response {
+                Some(response) => {
+                    self.buffer.clear();
                     return response;
                 }
-                let length = response.header("content-length");
-                let length = length.and_then(|length| length.parse::<usize>().ok());
-                let have = self.buffer.len() - head;
-                let complete = length.is_some_and(|length| have >= length);
-                if complete || !self.fill("the body of an HTTP answer").await {
-                    let end = length.map_or(self.buffer.len(), |length| self.buffer.len().min(head + length));
-                    response.body = self.buffer[head..end].to_vec();
-                    self.buffer.drain(..end);
-                    return response;
-                }
-            } else if !self.fill("an HTTP answer").await {
-                panic!("the end instead of an HTTP answer; {self}");
+                None => panic!("the end instead of an HTTP answer; {self}"),
             }
         }
     }

@@ -78,8 +78,8 @@ impl Launch<'_> {
 
 type Log = Arc<Mutex<Vec<String>>>;
 
-/// The line by which the server says where it listens starts with this.
-const LISTENING: &str = "wsc: listening on http://";
+/// The line by which the server says where it listens starts with one of these.
+const LISTENING: [&str; 2] = ["wsc: listening on http://", "wsc: listening on https://"];
 
 impl ServerProcess {
     /// Starts `bin` with these settings and waits until it listens.
@@ -277,7 +277,7 @@ where
     let mut lines = BufReader::new(stream).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if let Some(found) = &found
-            && let Some(addr) = line.strip_prefix(LISTENING)
+            && let Some(addr) = LISTENING.iter().find_map(|start| line.strip_prefix(start))
             && let Ok(addr) = addr.trim().parse()
         {
             found.send_if_modified(|first| first.is_none() && first.replace(addr).is_none());

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tungstenite::Message;
 use tungstenite::protocol::CloseFrame;
-use wsc_testkit::{Client, Frame, Inbound, Launch, RawClient, RawOptions, ServerProcess};
+use wsc_testkit::{Client, Frame, Handshake, Inbound, Launch, RawClient, RawOptions, ServerProcess, TlsIdentity};
 
 /// Greets, answers `ping`, repeats anything else as `echo`, and closes with
 /// 4000 when told to `go`.
@@ -116,6 +116,39 @@ async fn a_cut_connection_is_1006() {
     let mut client = Client::open(&url, &wsc_testkit::ConnectOptions::default()).await;
     let end = client.recv("the end").await;
     assert_eq!(end, Inbound::Closed(1006, String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_raw_client_speaks_tls() {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let identity = TlsIdentity::new();
+    let cert = CertificateDer::from_pem_slice(identity.cert_pem().as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem().as_bytes()).unwrap();
+    let provider = rustls::crypto::aws_lc_rs::default_provider().into();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+        let stream = acceptor.accept(stream).await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        while let Some(Ok(message)) = socket.next().await {
+            let _ = socket.send(message).await;
+        }
+    });
+    let mut client = RawClient::tls(addr, &identity).await;
+    let response = client.handshake(&Handshake::new(addr, "/ws")).await;
+    assert_eq!(response.status, 101);
+    client.send(&Frame::text("x".repeat(50_000))).await;
+    assert_eq!(client.read_frame().await.payload.len(), 50_000);
 }
 
 /// A stand-in for the server: prints a few lines and waits.

@@ -22,3 +22,4 @@ mod requests;
 mod rooms;
 mod slow;
 mod support;
+mod tls;

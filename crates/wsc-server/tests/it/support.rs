@@ -16,7 +16,8 @@ pub(crate) async fn hub(keys: &str) -> ServerProcess {
 
 /// The settings file of [`hub`].
 pub(crate) fn settings(keys: &str) -> String {
-    format!("wsc: {{listen: \"127.0.0.1:0\", {keys}}}\n")
+    let comma = if keys.is_empty() { "" } else { ", " };
+    format!("wsc: {{listen: \"127.0.0.1:0\"{comma}{keys}}}\n")
 }
 
 /// Sends a handshake for this target (changed by `change`) on a fresh
