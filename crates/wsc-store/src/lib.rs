@@ -1,1 +1,43 @@
-//! wsc-store
+//! Where messages rest until their receiver has them.
+//!
+//! An [`InboxStore`] keeps, for each user, the messages that must survive: in the order in which they were accepted,
+//! within limits, until they are removed. [`MemoryInbox`] is the implementation in memory; every other one is held to
+//! the same contract by the checks in `conformance`.
+//!
+//! It deliberately does not know delivery: attempts, acknowledgements, windows and what a body means are the
+//! caller's. A body is bytes.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use uuid::Uuid;
+//! use wsc_protocol::Id;
+//! use wsc_store::{Admission, EntryKey, InboxLimits, InboxStore, MemoryInbox, NewEntry, ReadLimit};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = MemoryInbox::new(InboxLimits::default());
+//! let (bob, id) = (Id::new("bob")?, Uuid::from_u128(1));
+//!
+//! let admitted = store.append(vec![NewEntry::new(bob.clone(), id, Bytes::from_static(b"hi"))]).await?;
+//! assert!(matches!(admitted[..], [Admission::Stored(_)]));
+//!
+//! let page = store.read(&bob, None, ReadLimit::default()).await?;
+//! assert_eq!(page.entries[0].body, "hi");
+//!
+//! assert_eq!(store.remove(vec![EntryKey::new(bob.clone(), id)]).await?, [true]);
+//! assert_eq!(store.depth(&bob).await?.messages, 0);
+//! # Ok(()) }
+//! ```
+//!
+//! # Cargo features
+//!
+//! - `conformance`: the checks that every implementation must pass, for its tests.
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod inbox;
+mod memory;
+
+pub use inbox::{
+    Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Page, Position, ReadLimit, StoreError,
+};
+pub use memory::MemoryInbox;
