@@ -216,7 +216,7 @@ mod tests {
         // Few letters, so that near collisions are common; and anything at all, up to the longest.
         let id = prop_oneof!["[a.%~2E*> ]{1,5}", "\\PC{1,128}", "[ä.]{60,64}"]
             .prop_filter("at most 128 bytes", |id| id.len() <= MAX_ID_LEN)
-            .prop_map(Id::generated::<String>);
+            .prop_map(Id::generated);
         (0..3_u8, id).prop_map(|(kind, id)| match kind {
             0 => Subject::User(id),
             1 => Subject::Room(id),
