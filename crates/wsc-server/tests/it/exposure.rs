@@ -1,6 +1,6 @@
 //! Who may ask what over HTTP, while authentication is off.
 
-use wsc_testkit::{Client, ServerProcess};
+use wsc_testkit::{Client, ServerProcess, http};
 
 use crate::support::hub;
 
@@ -148,4 +148,21 @@ async fn the_demo_page_is_served_on_loopback() {
     let page = server.get("/").await;
     assert_eq!(page.status, 200);
     assert!(page.header("content-type").is_some_and(|kind| kind.starts_with("text/html")), "{:?}", page.headers);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_internal_address_alone_serves_the_internal_pages() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let internal = free.local_addr().unwrap();
+    drop(free);
+    let server = hub(&format!("http: {{internal_listen: \"{internal}\"}}")).await;
+    for path in ["/metrics", "/health/failure-stats", "/health/retry-config"] {
+        let got = status(&server, path, &[]).await;
+        assert!(matches!(got, 403 | 404), "{path}: {got}");
+        let url = format!("http://{internal}{path}");
+        assert_eq!(http("GET", &url, &[], None).await.status, 200, "{path}");
+    }
+    // What concerns users stays where it was.
+    assert_eq!(status(&server, "/api/stats", &[]).await, 200);
+    assert_eq!(status(&server, "/health", &[]).await, 200);
 }

@@ -1,9 +1,9 @@
 //! RFC 6455, sent by somebody who does not keep to it.
 
 use serde_json::json;
-use wsc_testkit::{Client, Frame, LengthForm, RawClient, ServerProcess, eventually};
+use wsc_testkit::{Client, Frame, LengthForm, RawClient, ServerProcess};
 
-use crate::support::{client_count, hub};
+use crate::support::{expect_clients, hub};
 
 const PING: &str = r#"{"message_type":"ping","message_id":1}"#;
 
@@ -317,7 +317,7 @@ async fn half_a_frame_and_gone_leaves_nothing_behind() {
     let mut fragmented = connected(&server).await;
     fragmented.send(&Frame::text("half").more()).await;
     drop(fragmented);
-    eventually("all connections are forgotten", async || (client_count(&server).await == 0).then_some(())).await;
+    expect_clients(&server, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -326,5 +326,5 @@ async fn the_end_of_the_stream_ends_the_connection() {
     let mut client = connected(&server).await;
     client.shut_down().await;
     client.read_to_end().await;
-    eventually("the connection is forgotten", async || (client_count(&server).await == 0).then_some(())).await;
+    expect_clients(&server, 0).await;
 }

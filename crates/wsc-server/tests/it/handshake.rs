@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use wsc_testkit::{Client, ConnectOptions, Frame, Handshake, RawClient, eventually};
 
-use crate::support::{assert_closed, assert_refused, client_count, hub, upgrade};
+use crate::support::{assert_closed, assert_refused, expect_clients, hub, upgrade};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_subprotocol_is_selected_when_offered() {
@@ -241,7 +241,7 @@ async fn nonsense_in_place_of_a_request_hurts_nobody() {
     }
     let mut client = Client::connect(&server.ws_url()).await;
     client.expect_quiet().await;
-    eventually("only one connection is counted", async || (client_count(&server).await == 1).then_some(())).await;
+    expect_clients(&server, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

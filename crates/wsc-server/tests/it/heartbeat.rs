@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use wsc_testkit::{Client, Frame, RawClient};
 
-use crate::support::{assert_closed, client_count, hub};
+use crate::support::{assert_closed, expect_clients, hub};
 
 const FAST: &str = "ping_interval: 200ms, pong_timeout: 200ms";
 
@@ -34,7 +34,7 @@ async fn a_silent_client_is_closed() {
     assert_eq!(client.expect_close().await, 3012);
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(350), "{took:?}");
-    assert_eq!(client_count(&server).await, 0);
+    expect_clients(&server, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use wsc_testkit::{Client, ConnectOptions, RawClient, ServerProcess, encode};
 
-use crate::support::{assert_closed, assert_refused, client_count, entries, hub, is_uuid_v7};
+use crate::support::{assert_closed, assert_refused, entries, expect_clients, hub, is_uuid_v7};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_hub_is_healthy_alive_and_ready() {
@@ -253,7 +253,7 @@ async fn kicked(server: &ServerProcess, query: &str, body: Option<&Value>) -> Va
     let notice = client.expect("kick_out").await;
     let closed = client.expect_close().await;
     assert_closed(&closed, 3503);
-    assert_eq!(client_count(server).await, 0);
+    expect_clients(server, 0).await;
     notice
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use wsc_testkit::{Client, ConnectOptions, ServerProcess, encode, query};
 
-use crate::support::{assert_closed, assert_fields, assert_refused, client_count, entries, hub, is_uuid_v7, upgrade};
+use crate::support::{assert_closed, assert_fields, assert_refused, entries, expect_clients, hub, is_uuid_v7, upgrade};
 
 async fn connect_query(server: &ServerProcess, query: &[(&str, &str)]) -> Client {
     let options = ConnectOptions { query, ..ConnectOptions::default() };
@@ -121,7 +121,7 @@ async fn ids_are_any_text_of_up_to_128_bytes_compared_byte_for_byte() {
         assert_eq!(client.client_id(), id);
         clients.push(client);
     }
-    assert_eq!(client_count(&server).await, ids.len() as i64);
+    expect_clients(&server, ids.len() as i64).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,7 +154,7 @@ async fn other_ids_are_refused() {
             }
         }
     }
-    assert_eq!(client_count(&server).await, 0);
+    expect_clients(&server, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,7 +209,7 @@ async fn the_same_user_and_client_id_replaces_the_older_connection() {
     assert_eq!(bob.say("r1", json!(1)).await["data"]["recipients"], 0);
     new.join("r1").await;
     assert_eq!(bob.say("r1", json!(2)).await["data"]["recipients"], 1);
-    assert_eq!(client_count(&server).await, 2);
+    expect_clients(&server, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -225,7 +225,7 @@ async fn many_replacements_leave_one_connection_that_gets_one_copy() {
     bob.tell("alice", json!("once")).await;
     last.expect("direct_message").await;
     last.expect_quiet().await;
-    assert_eq!(client_count(&server).await, 2);
+    expect_clients(&server, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

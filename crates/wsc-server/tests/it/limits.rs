@@ -3,7 +3,7 @@
 use serde_json::json;
 use wsc_testkit::{Client, ConnectOptions};
 
-use crate::support::{assert_closed, client_count, hub, upgrade};
+use crate::support::{assert_closed, expect_clients, hub, upgrade};
 
 const V1: &[&str] = &["wsc.v1"];
 
@@ -20,7 +20,7 @@ async fn the_oldest_connection_of_a_user_makes_room() {
     for client in [&mut second, &mut third, &mut other] {
         client.expect_quiet().await;
     }
-    assert_eq!(client_count(&server).await, 3);
+    expect_clients(&server, 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

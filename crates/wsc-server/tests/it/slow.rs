@@ -1,9 +1,9 @@
 //! A client that reads too slowly, and that nobody else pays for it.
 
 use serde_json::{Value, json};
-use wsc_testkit::{Client, Frame, RawClient, RawOptions, ServerProcess, eventually};
+use wsc_testkit::{Client, Frame, RawClient, RawOptions, ServerProcess};
 
-use crate::support::{client_count, hub};
+use crate::support::{expect_clients, hub};
 
 /// A member of room `r1` with a tiny receive buffer, who has read everything
 /// so far and from now on does not read.
@@ -54,7 +54,7 @@ async fn under_disconnect_the_slow_one_goes_and_the_others_lose_nothing() {
     let frames = slow.read_to_end().await;
     let closed = frames.last().and_then(|frame| frame.close());
     assert!(closed.is_none_or(|(code, _)| code == 3008));
-    assert_eq!(client_count(&server).await, 2);
+    expect_clients(&server, 2).await;
     let metrics = server.metrics().await;
     let policy = [("policy", "disconnect")];
     assert!(metrics.sum("wsc_slow_consumers_total", &policy) >= 1.0);
@@ -100,7 +100,7 @@ async fn flooded(policy: &str) -> (Vec<u64>, u64) {
         talker.say("r1", json!("end")).await;
         listener.expect("room_message").await;
     }
-    assert_eq!(client_count(&server).await, 3);
+    expect_clients(&server, 3).await;
     reading.await.unwrap()
 }
 
@@ -181,7 +181,7 @@ async fn replies_that_nobody_reads_end_the_connection() {
             }
         }
         assert!(!open, "still connected under {policy}");
-        eventually("the connection is forgotten", async || (client_count(&server).await == 0).then_some(())).await;
+        expect_clients(&server, 0).await;
     }
 }
 
@@ -196,7 +196,7 @@ async fn a_write_that_does_not_progress_times_out() {
             break;
         }
     }
-    eventually("the stalled connection is closed", async || (client_count(&server).await == 2).then_some(())).await;
+    expect_clients(&server, 2).await;
     let frames = slow.read_to_end().await;
     let closed = frames.last().and_then(|frame| frame.close());
     assert!(closed.is_none_or(|(code, _)| code == 3009));

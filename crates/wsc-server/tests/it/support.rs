@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use wsc_testkit::{Handshake, HttpResponse, RawClient, ServerProcess};
+use wsc_testkit::{Handshake, HttpResponse, RawClient, ServerProcess, eventually};
 
 /// The binary under test.
 pub(crate) const BIN: &str = env!("CARGO_BIN_EXE_wsc");
@@ -95,4 +95,13 @@ pub(crate) async fn client_count(server: &ServerProcess) -> i64 {
     assert_eq!(answer.status, 200, "{answer:?}");
     let answer = answer.json();
     answer["client_count"].as_i64().unwrap_or_else(|| panic!("no client_count in {answer}"))
+}
+
+/// Waits until so many connections are counted: the end of one is seen by the
+/// client first and by the statistics a moment later.
+pub(crate) async fn expect_clients(server: &ServerProcess, count: i64) {
+    eventually(&format!("{count} connections are counted"), async || {
+        (client_count(server).await == count).then_some(())
+    })
+    .await;
 }
