@@ -2,9 +2,9 @@
 //! the key.
 //!
 //! **What it is.** [`Settings`] is a plain tree of typed values whose [`Default`] is the documented
-//! default of every key. [`load`] lays one file (YAML, TOML or JSON), a profile of that file and the
-//! environment over the defaults and reports *every* mistake at once as [`Problem`]s; [`check`]
-//! does the same for settings that a program built itself. [`diff`] says which changed keys apply
+//! default of every key. [`load()`] lays one file (YAML, TOML or JSON), a profile of that file and the
+//! environment over the defaults and reports *every* mistake at once as [`Problem`]s; [`check()`]
+//! does the same for settings that a program built itself. [`diff()`] says which changed keys apply
 //! at once and which wait for a restart, [`current_config`] shows running values with secrets masked,
 //! [`default_config`] and [`reference_markdown`] write the commented default file and the reference
 //! page. All of it comes from one table, [`keys`].

@@ -345,7 +345,7 @@ fn printable(name: &str) -> String {
 /// Reads settings as a part of a bigger structure, for a program with a configuration of its own.
 ///
 /// Unknown keys, wrong types and ranges are errors, all of them in one message; what depends on
-/// several keys is for [`check`](crate::check).
+/// several keys is for [`check`](crate::check()).
 impl<'de> Deserialize<'de> for Settings {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let tree = Node::from(serde_json::Value::deserialize(deserializer)?);

@@ -1,5 +1,7 @@
 //! Sources: the file's text in one of three formats, and the environment.
 
+mod json;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -88,7 +90,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// Collects this process's `WSC__…` variables, for [`load`](crate::load).
+/// Collects this process's `WSC__…` variables, for [`load`](crate::load()).
 ///
 /// A value that is no Unicode text is passed on in a form that loading refuses by name.
 #[must_use]
@@ -122,7 +124,10 @@ pub(crate) fn parse(format: Format, text: &str) -> Result<BTreeMap<String, Node>
             config::FileFormat::Yaml
         }
         Format::Toml => config::FileFormat::Toml,
-        Format::Json => config::FileFormat::Json,
+        Format::Json => {
+            serde_json::from_str::<json::Unambiguous>(text).map_err(|error| json_error(&error))?;
+            config::FileFormat::Json
+        }
     };
     // Only the parsing is the config crate's: its layering works on dotted, lower-cased paths, which
     // would change keys before an error could name them as they were written.
@@ -257,9 +262,7 @@ fn syntax_error(error: config::ConfigError) -> SyntaxError {
         return scan_error(error);
     }
     if let Some(error) = cause.downcast_ref::<serde_json::Error>() {
-        let text = error.to_string();
-        let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
-        return SyntaxError { position: Some((error.line(), error.column())), message: message.to_owned() };
+        return json_error(error);
     }
     // TOML: "TOML parse error at line 1, column 5", the line with a marker, then the message.
     let text = cause.to_string();
@@ -277,4 +280,10 @@ fn number_after(text: &str, word: &str) -> Option<usize> {
     let (_, rest) = text.split_once(word)?;
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest[..end].parse().ok()
+}
+
+fn json_error(error: &serde_json::Error) -> SyntaxError {
+    let text = error.to_string();
+    let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    SyntaxError { position: Some((error.line(), error.column())), message: message.to_owned() }
 }

@@ -3,7 +3,10 @@
 use wsc_config::{ConfigError, Format, ProblemKind, Settings, Strictness, check, load_str};
 
 fn error(format: Format, text: &str) -> ConfigError {
-    load_str(format, text, None, Strictness::Strict, []).unwrap_err()
+    match load_str(format, text, None, Strictness::Strict, []) {
+        Ok(_) => panic!("loaded: {text}"),
+        Err(error) => error,
+    }
 }
 
 /// The lines for a YAML file with this `wsc` section.
@@ -266,6 +269,7 @@ fn syntax_errors_name_the_position() {
         (Format::Yaml, "wsc:\n  jitter: .inf", "line 2, column 11: expected a finite number"),
         (Format::Yaml, "- 1", "expected a map with the section \"wsc\" at the top level"),
         (Format::Json, "{\n \"wsc\": }", "line 2, column 9: expected value"),
+        (Format::Json, "{\"wsc\": {\"jitter\": 0,\n \"jitter\": 1}}", "line 2, column 9: duplicate key \"jitter\""),
         (Format::Json, "7", "expected a map with the section \"wsc\" at the top level"),
         (Format::Toml, "[wsc]\nlisten = = 2", "line 2, column 10: extra `=`, expected nothing"),
         (Format::Toml, "[wsc]\na = 1\na = 2", "line 3, column 1: duplicate key"),

@@ -211,3 +211,14 @@ fn defaults_are_those_of_the_contract() {
         assert_eq!(key.default_text(), default, "{path}");
     }
 }
+
+#[test]
+fn a_burst_is_twice_the_rate_unless_it_is_set() {
+    let mut limits = Settings::default().limits;
+    assert_eq!((limits.message_burst(), limits.byte_burst()), (0, 0));
+    limits.messages_per_second = 10;
+    limits.bytes_per_second = 1000;
+    assert_eq!((limits.message_burst(), limits.byte_burst()), (20, 2000));
+    limits.burst = Some(15);
+    assert_eq!(limits.message_burst(), 15);
+}

@@ -41,13 +41,13 @@ fn candidate(key: &Key, draw: &Draw) -> String {
     let kind = key.kind();
     let count = draw.number % 5000;
     match (draw.what % 4, kind.as_str(), key.range) {
-        (0, _, Some((least, most))) => if draw.number % 2 == 0 { least } else { most }.to_owned(),
+        (0, _, Some((least, most))) => if draw.number.is_multiple_of(2) { least } else { most }.to_owned(),
         (1, _, _) => USUAL[usize::try_from(draw.number).unwrap_or(0) % USUAL.len()].to_owned(),
         (_, "duration", _) => format!("{count}{}", ["us", "ms", "s", "m", "h"][usize::from(draw.what / 4 % 5)]),
         (_, "size", _) => format!("{count}{}", ["", "KiB", "KB", "MiB"][usize::from(draw.what / 4 % 4)]),
         (_, "whole number", _) => count.to_string(),
         (_, "number", _) => format!("{:?}", f64::from(u32::try_from(count).unwrap_or(0)) / 1000.0),
-        (_, "true or false", _) => (draw.number % 2 == 0).to_string(),
+        (_, "true or false", _) => (draw.number.is_multiple_of(2)).to_string(),
         (_, kind, _) if kind.starts_with("one of ") => {
             let words: Vec<_> = kind["one of ".len()..].split(", ").collect();
             words[usize::try_from(draw.number).unwrap_or(0) % words.len()].to_owned()

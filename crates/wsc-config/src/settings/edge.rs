@@ -38,6 +38,25 @@ section! {
     }
 }
 
+impl LimitSettings {
+    /// Returns how many messages a connection may send at once: `burst`, or twice the rate where it
+    /// is not set; 0 = no limit, as with the rate.
+    #[must_use]
+    pub fn message_burst(&self) -> u64 {
+        match (self.messages_per_second, self.burst) {
+            (0, _) => 0,
+            (_, Some(burst)) => burst,
+            (rate, None) => rate.saturating_mul(2),
+        }
+    }
+
+    /// Returns how many bytes a connection may send at once: twice the rate; 0 = no limit.
+    #[must_use]
+    pub fn byte_burst(&self) -> u64 {
+        self.bytes_per_second.saturating_mul(2)
+    }
+}
+
 section! {
     /// Webhooks: events that are posted to a URL. Not built yet in this version.
     pub struct CallbackSettings [callbacks] {
