@@ -1,1 +1,50 @@
-//! wsc-node
+//! One node of wsc-hub.
+//!
+//! It ties the layers together: who is connected ([`Hub`]), in which rooms, where a message goes, what a request
+//! means, and what became of each message. It drives the layers with the real clock and serves the HTTP API.
+//!
+//! It deliberately does not know concrete drivers (stores, brokers) or the command line: those are handed in through
+//! [`HubBuilder`]. Programs depend on `wsc-hub`, which re-exports this crate beside the others.
+//!
+//! ```no_run
+//! use wsc_node::{Context, ErrorReply, Hub};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let hub = Hub::builder()
+//!     .on("shout", |_: Context, text: String| async move { Ok::<_, ErrorReply>(text.to_uppercase()) })
+//!     .start()?;
+//! hub.listen("127.0.0.1:8080".parse()?)?;
+//! hub.send_to_user("alice", "hello")?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Cargo features
+//!
+//! None.
+
+mod admission;
+mod api;
+mod builder;
+mod context;
+mod core;
+mod dispatch;
+mod encode;
+mod exposure;
+mod hub;
+mod ledger;
+mod metrics;
+mod presence;
+mod rooms;
+mod routing;
+mod service;
+mod session;
+mod settings;
+mod users;
+
+pub use builder::{HubBuilder, StartError};
+pub use context::{Context, MessageHandler};
+pub use hub::{Hub, ListenError};
+pub use rooms::{RoomInfo, RoomOptions};
+pub use routing::{SendOptions, SendReceipt};
+pub use wsc_protocol::ErrorReply;

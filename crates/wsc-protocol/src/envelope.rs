@@ -45,6 +45,15 @@ impl<'a> Envelope<'a> {
     /// [`DecodeError`] says what to answer, and whether the frame counts as *bad* (protocol §2, *Errors*).
     pub fn decode(frame: &'a [u8]) -> Result<Self, DecodeError> {
         let text = std::str::from_utf8(frame).map_err(|_| DecodeError::bad("the frame is not UTF-8"))?;
+        Self::decode_str(text)
+    }
+
+    /// [`decode`](Self::decode) for a frame that is known to be UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn decode_str(text: &'a str) -> Result<Self, DecodeError> {
         // serde would take an array for a struct.
         if !text.trim_start_matches(JSON_WHITESPACE).starts_with('{') {
             return Err(DecodeError::bad("the frame is not a JSON object"));

@@ -16,10 +16,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::{
-    flusher::{Flush, Flusher},
-    outbound::{Outbound, Sent},
+    flusher::{Flush, Flusher, Flushers},
+    outbound::Outbound,
     service::FanoutReport,
     shared::Shared,
+    stats::TransportStats,
 };
 
 /// Who can be a member: something that stands for a connection and is cheap to clone.
@@ -47,6 +48,25 @@ impl<M: Member> Clone for Fanout<M> {
     }
 }
 
+/// Makes the fan-outs of one transport. A cheap handle.
+#[derive(Clone, Debug)]
+pub struct Fanouts {
+    pub(crate) flushers: Arc<Flushers>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Fanouts {
+    /// A new fan-out without members.
+    pub fn fanout<M: Member>(&self) -> Fanout<M> {
+        Fanout::new(self.flushers.next(), Arc::clone(&self.shared))
+    }
+
+    /// What the transport counts.
+    pub fn stats(&self) -> &TransportStats {
+        &self.shared.stats
+    }
+}
+
 /// Why a frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
@@ -70,7 +90,7 @@ pub enum JoinError {
 }
 
 impl<M: Member> Fanout<M> {
-    pub(crate) fn new(flusher: Flusher, shared: Arc<Shared>) -> Self {
+    fn new(flusher: Flusher, shared: Arc<Shared>) -> Self {
         Self(Arc::new(Inner {
             flusher,
             shared,
@@ -155,15 +175,15 @@ impl<M: Member> Fanout<M> {
         Ok(recipients)
     }
 
-    /// Appends a last frame, a notice for every member; then nothing is taken any more, and the members are let go
-    /// when they have it. Returns the members, or `None` where it was closed before.
-    pub fn close(&self, frame: &[u8]) -> Option<Vec<M>> {
+    /// Appends a last frame, a notice for every member but the one in `except`; then nothing is taken any more, and
+    /// the members are let go when they have it. Returns the members, or `None` where it was closed before.
+    pub fn close(&self, frame: &[u8], except: Option<Slot>) -> Option<Vec<M>> {
         let mut state = self.0.state.lock();
         if std::mem::replace(&mut state.closed, true) {
             return None;
         }
         let members: Vec<M> = state.seats.iter().flatten().map(|s| s.member.clone()).collect();
-        state.pending.push(frame, None, 0);
+        state.pending.push(frame, except, 0);
         state.next_seq += 1;
         let schedule = state.len > 0 && !std::mem::replace(&mut state.scheduled, true);
         drop(state);
@@ -223,7 +243,7 @@ impl<M: Member> Fanout<M> {
         if recipients > 0 {
             state.pending.push(frame, except, recipients as u64);
             state.next_seq += 1;
-            self.0.shared.stats.fanout_pending(recipients as i64);
+            self.0.shared.stats.fanout_accepted(recipients);
         }
         Ok(())
     }
@@ -420,8 +440,7 @@ impl<M: Member> Flush for Inner<M> {
         for (slot, seat) in seats {
             let Some((frames, deliveries)) = round.share(slot, seat.joined_at) else { continue };
             let is_member = || self.departures.load(Ordering::Acquire) == departures || self.is_seated(slot, &seat);
-            if let Some(sent) = seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member) {
-                debug_assert!(matches!(sent, Sent::Written | Sent::Queued | Sent::Dropped | Sent::Closed));
+            if seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member).is_some() {
                 // The notice of a closing fan-out is no delivery.
                 handed += u64::from(deliveries).min(round.open_deliveries - handed);
                 round.members += 1;

@@ -106,6 +106,12 @@ impl Flushers {
     }
 }
 
+impl fmt::Debug for Flushers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flushers").field("shards", &self.shards.len()).finish_non_exhaustive()
+    }
+}
+
 /// How many members are served before other tasks run: a large room must not hold up a ping. 32 instead of 256
 /// halves the worst wait and costs about a tenth of the throughput.
 const SLICE: usize = 64;

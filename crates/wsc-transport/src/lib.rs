@@ -46,7 +46,7 @@
 //! }
 //!
 //! # async fn run() -> std::io::Result<()> {
-//! let transport = Transport::start(Arc::new(Echo), "/ws", &Default::default());
+//! let transport = Transport::start("/ws", &Default::default(), |_| Arc::new(Echo));
 //! transport.listen(tokio::net::TcpListener::bind("127.0.0.1:8080").await?);
 //! # Ok(())
 //! # }
@@ -74,7 +74,7 @@ mod transport;
 
 pub use config::{QueuePolicy, TransportConfig};
 pub use connection::{AsyncStream, Stream};
-pub use fanout::{Fanout, JoinError, Member, PublishError, Slot};
+pub use fanout::{Fanout, Fanouts, JoinError, Member, PublishError, Slot};
 pub use frame::text_frame;
 pub use handshake::{upgrade_response, wants_upgrade};
 pub use outbound::{Outbound, Sent, Settle};

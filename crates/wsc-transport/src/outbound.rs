@@ -58,9 +58,10 @@ impl Outbound {
 
     /// Sends one message, which the queue's policy may drop.
     ///
-    /// `track` is asked for somebody to tell the end only where the message has to wait.
+    /// `track` is asked for somebody to tell the end only where the message has to wait. The message is not part of
+    /// [`TransportStats`](crate::TransportStats)' deliveries, which are those of fan-outs.
     pub fn deliver(&self, frame: &[u8], track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>) -> Sent {
-        self.0.submit(Payload::Borrowed(frame), Class::Plain, 1, Some(track), always).unwrap_or(Sent::Closed)
+        self.0.submit(Payload::Borrowed(frame), Class::Plain, 0, Some(track), always).unwrap_or(Sent::Closed)
     }
 
     /// Sends `deliveries` whole frames that other connections get too; they share the bytes. Nothing is sent where
@@ -75,10 +76,11 @@ impl Outbound {
     }
 
     /// Makes a reply or notice and puts it into the queue in one step: what `make` does elsewhere (join a room,
-    /// leave it) cannot show on this connection before the frame that it returns, nor after.
+    /// leave it) cannot show on this connection before the frame that it returns, nor after. `make` is called on a
+    /// closed connection too; where it returns `None` nothing is sent.
     ///
     /// `make` must not send to any connection.
-    pub fn send_with(&self, make: impl FnOnce() -> Vec<u8>) -> Sent {
+    pub fn send_with(&self, make: impl FnOnce() -> Option<Vec<u8>>) -> Sent {
         self.0.submit_with(make)
     }
 
@@ -283,10 +285,10 @@ impl Conn {
         Some(self.finish_queued(state, settled, wake_task))
     }
 
-    fn submit_with(&self, make: impl FnOnce() -> Vec<u8>) -> Sent {
+    fn submit_with(&self, make: impl FnOnce() -> Option<Vec<u8>>) -> Sent {
         let mut settled = Settled::default();
         let mut state = self.state.lock();
-        let frame = make();
+        let Some(frame) = make() else { return Sent::Dropped };
         if state.phase != Phase::Open {
             return Sent::Closed;
         }

@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 /// Counters and gauges of everything that one transport does.
 ///
-/// A *delivery* is one message for one connection. Every delivery that was taken ends as exactly one of sent,
+/// A *delivery* is one message of a fan-out for one member. Every one that was accepted ends as exactly one of sent,
 /// failed (by reason); until then it is counted in [`deliveries_in_fanouts`](Self::deliveries_in_fanouts) or
 /// [`deliveries_queued`](Self::deliveries_queued).
 #[derive(Debug, Default)]
 pub struct TransportStats {
+    pub(crate) deliveries_accepted: AtomicU64,
     pub(crate) deliveries_sent: AtomicU64,
     pub(crate) deliveries_queue_full: AtomicU64,
     pub(crate) deliveries_conn_closed: AtomicU64,
@@ -29,6 +30,11 @@ pub struct TransportStats {
 }
 
 impl TransportStats {
+    /// Deliveries that fan-outs took on.
+    pub fn deliveries_accepted(&self) -> u64 {
+        self.deliveries_accepted.load(Relaxed)
+    }
+
     /// Deliveries whose last byte the kernel took.
     pub fn deliveries_sent(&self) -> u64 {
         self.deliveries_sent.load(Relaxed)
@@ -54,8 +60,9 @@ impl TransportStats {
         self.deliveries_in_fanouts.load(Relaxed)
     }
 
-    pub(crate) fn fanout_pending(&self, deliveries: i64) {
-        self.deliveries_in_fanouts.fetch_add(deliveries, Relaxed);
+    pub(crate) fn fanout_accepted(&self, deliveries: usize) {
+        self.deliveries_accepted.fetch_add(deliveries as u64, Relaxed);
+        self.deliveries_in_fanouts.fetch_add(deliveries as i64, Relaxed);
     }
 
     /// Deliveries went from a fan-out to their connections.

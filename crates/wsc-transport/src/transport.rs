@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -17,7 +17,7 @@ use wsc_protocol::{CloseReason, DisconnectReason};
 use crate::{
     config::TransportConfig,
     connection::{Connection, Stream, abort_all, close_all},
-    fanout::{Fanout, Member},
+    fanout::{Fanout, Fanouts, Member},
     flusher::Flushers,
     handshake::{PendingHandshakes, Transfer, handshake, open},
     service::{Peer, Service},
@@ -39,7 +39,7 @@ pub(crate) struct Inner<S> {
     pub(crate) stop: CancellationToken,
     /// No connections at all; those of the hub's own are aborted one by one, they keep no token.
     pub(crate) abort: CancellationToken,
-    flushers: Flushers,
+    fanouts: Fanouts,
     tls: RwLock<Option<TlsAcceptor>>,
     /// Listeners and connections. The two below end after them.
     tasks: TaskTracker,
@@ -55,18 +55,25 @@ impl<S: Service> Clone for Transport<S> {
 }
 
 impl<S: Service> Transport<S> {
-    /// Starts a transport that hands upgrades on `path` to `service`. It listens nowhere yet.
+    /// Starts a transport that hands upgrades on `path` to the service that `make` returns. It listens nowhere yet.
     ///
     /// # Panics
     ///
     /// Panics outside of a tokio runtime.
-    pub fn start(service: Arc<S>, path: &str, config: &TransportConfig) -> Self {
+    pub fn start(path: &str, config: &TransportConfig, make: impl FnOnce(&Fanouts) -> Arc<S>) -> Self {
         let shared = Arc::new(Shared::new(config));
         let keepers = TaskTracker::new();
         let keepers_stop = CancellationToken::new();
-        let reporter = Arc::clone(&service);
-        let report = Arc::new(move |report| reporter.flushed(report));
-        let flushers = Flushers::spawn(report, &keepers, &keepers_stop);
+        let reporter: Arc<OnceLock<Arc<S>>> = Arc::default();
+        let service = Arc::clone(&reporter);
+        let report = Arc::new(move |report| {
+            if let Some(service) = service.get() {
+                service.flushed(report);
+            }
+        });
+        let flushers = Arc::new(Flushers::spawn(report, &keepers, &keepers_stop));
+        let fanouts = Fanouts { flushers, shared: Arc::clone(&shared) };
+        let service = Arc::clone(reporter.get_or_init(|| make(&fanouts)));
         keepers.spawn(sweep(Arc::clone(&shared), keepers_stop.clone()));
         Self(Arc::new(Inner {
             service,
@@ -75,7 +82,7 @@ impl<S: Service> Transport<S> {
             path: path.to_owned(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
-            flushers,
+            fanouts,
             tls: RwLock::new(None),
             tasks: TaskTracker::new(),
             keepers,
@@ -111,7 +118,7 @@ impl<S: Service> Transport<S> {
 
     /// A new fan-out without members.
     pub fn fanout<M: Member>(&self) -> Fanout<M> {
-        Fanout::new(self.0.flushers.next(), Arc::clone(&self.0.shared))
+        self.0.fanouts.fanout()
     }
 
     /// Applies other settings to everything that happens from now on.

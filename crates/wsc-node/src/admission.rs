@@ -1,0 +1,238 @@
+//! Who a new connection is, and whether it may connect (protocol §1).
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use percent_encoding::percent_decode_str;
+use uuid::Uuid;
+use wsc_auth::{AuthError, Permissions};
+use wsc_protocol::{ClientId, CloseCode, CloseReason, ErrorCode, ErrorReply, Id, UserType};
+use wsc_transport::{Admission, Peer};
+
+use crate::{api::error_response, core::Core, exposure};
+
+/// An admitted connection that is not open yet. It holds a place among the hub's connections.
+pub(crate) struct Ticket {
+    pub(crate) user_id: Id,
+    pub(crate) client_id: ClientId,
+    pub(crate) device_id: Option<Box<str>>,
+    pub(crate) user_type: UserType,
+    pub(crate) permissions: Permissions,
+    pub(crate) expires_at: Option<u64>,
+    pub(crate) speaks_v1: bool,
+    pub(crate) place: Place,
+}
+
+/// One of the hub's places; given back when it is dropped.
+pub(crate) struct Place {
+    core: Arc<Core>,
+    /// How many places were taken with this one.
+    number: u64,
+}
+
+impl Place {
+    fn take(core: &Arc<Core>) -> Self {
+        Self { number: core.admitted.fetch_add(1, Relaxed) + 1, core: Arc::clone(core) }
+    }
+
+    /// The connection is open and gives its place back by itself.
+    pub(crate) fn keep(self) {
+        self.core.admitted.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.core.admitted.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What a client says about itself.
+struct Parameters<'r> {
+    query: Vec<(Cow<'r, str>, Cow<'r, str>)>,
+    headers: &'r HeaderMap,
+}
+
+impl<'r> Parameters<'r> {
+    fn new(request: &'r Request<()>) -> Result<Self, String> {
+        let mut query = Vec::new();
+        for pair in request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            query.push((decode(name)?, decode(value)?));
+        }
+        Ok(Self { query, headers: request.headers() })
+    }
+
+    /// The parameter by this name in the query, else in this header; empty counts as absent.
+    fn get(&self, name: &str, header: &str) -> Result<Option<Cow<'_, str>>, String> {
+        if let Some((_, value)) = self.query.iter().find(|(n, _)| n == name) {
+            return Ok((!value.is_empty()).then(|| Cow::Borrowed(&**value)));
+        }
+        let Some(value) = self.headers.get(header) else { return Ok(None) };
+        let value = std::str::from_utf8(value.as_bytes()).map_err(|_| format!("{header} is not UTF-8"))?;
+        Ok((!value.is_empty()).then_some(Cow::Borrowed(value)))
+    }
+
+    fn id(&self, name: &str, header: &str) -> Result<Option<Cow<'_, str>>, String> {
+        let id = self.get(name, header)?;
+        if let Some(id) = &id {
+            Id::check(id).map_err(|invalid| format!("{name} {invalid}"))?;
+        }
+        Ok(id)
+    }
+
+    fn token(&self) -> Option<Cow<'_, str>> {
+        if let Some((_, token)) = self.query.iter().find(|(name, _)| name == "token") {
+            return Some(Cow::Borrowed(&**token));
+        }
+        let value = self.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| Cow::Borrowed(token.trim()))
+    }
+}
+
+/// Undoes percent and plus encoding.
+fn decode(text: &str) -> Result<Cow<'_, str>, String> {
+    let not_utf8 = |_| "the query is not UTF-8".to_owned();
+    if text.contains('+') {
+        let spaced = text.replace('+', " ");
+        let decoded = percent_decode_str(&spaced).decode_utf8().map_err(not_utf8)?;
+        return Ok(Cow::Owned(decoded.into_owned()));
+    }
+    percent_decode_str(text).decode_utf8().map_err(not_utf8)
+}
+
+impl Core {
+    /// Decides about an upgrade request.
+    pub(crate) async fn admit(self: &Arc<Self>, request: &Request<()>, peer: Option<&Peer>) -> Admission<Ticket> {
+        let settings = self.settings();
+        let checked = exposure::check_origin(request.headers(), &settings)
+            .and_then(|()| exposure::check_host(request.headers(), request.uri(), &settings));
+        if let Err(objection) = checked {
+            return self.refuse("forbidden", ErrorCode::Forbidden.into(), Some(objection), None);
+        }
+        if self.is_draining() {
+            return self.refuse("draining", ErrorCode::Full.into(), Some("the hub is shutting down"), Some(1));
+        }
+        let offers_v1 = offers(request.headers(), SUBPROTOCOL);
+        let parameters = match Parameters::new(request) {
+            Ok(parameters) => parameters,
+            Err(message) => return self.refuse_parameters(message),
+        };
+        match self.identify(&parameters, offers_v1).await {
+            Ok(Ok(ticket)) => {
+                if ticket.place.number > settings.max_connections {
+                    self.metrics.handshake_failed("too_many_connections");
+                    return refuse_either_way(
+                        offers_v1,
+                        ErrorReply::new(ErrorCode::Full, "too many connections"),
+                        CloseReason::new(CloseCode::TOO_MANY_CONNECTIONS, "too many connections"),
+                    );
+                }
+                tracing::debug!(user_id = %ticket.user_id, client_id = %ticket.client_id, ?peer, "admitted");
+                Admission::Accept { ticket, subprotocol: offers_v1.then_some(SUBPROTOCOL) }
+            }
+            Ok(Err(error)) => {
+                self.metrics.handshake_failed(error.as_str());
+                let reply = ErrorReply::new(error.error_code(), error.to_string());
+                refuse_either_way(offers_v1, reply, CloseReason::new(error.close_code(), error.to_string()))
+            }
+            Err(message) => self.refuse_parameters(message),
+        }
+    }
+
+    /// Who this is: the outer error is one of the parameters, the inner one of the credentials.
+    async fn identify(
+        self: &Arc<Self>,
+        parameters: &Parameters<'_>,
+        speaks_v1: bool,
+    ) -> Result<Result<Ticket, AuthError>, String> {
+        let client_id = parameters.id("client_id", "x-client-id")?;
+        let device_id = parameters.id("device_id", "x-device-id")?.map(|id| id.into_owned().into_boxed_str());
+        let named_client = client_id.as_deref();
+        let settings = self.settings();
+        let mut expires_at = None;
+        let (user_id, user_type, permissions) = match &self.authenticator {
+            None => {
+                let user_type = match parameters.get("user_type", "x-user-type")? {
+                    Some(text) => text.parse().map_err(|unknown| format!("user_type {unknown}"))?,
+                    None => UserType::default(),
+                };
+                let user_id = match (parameters.id("user_id", "x-user-id")?, named_client) {
+                    (Some(user_id), _) => Id::generated(&*user_id),
+                    (None, Some(client_id)) => Id::generated(client_id),
+                    (None, None) => Id::generated(Uuid::now_v7().to_string()),
+                };
+                (user_id, user_type, Permissions::all_but_admin())
+            }
+            Some(authenticator) => match parameters.token() {
+                Some(token) => match authenticator.authenticate(&token).await {
+                    Ok(identity) => {
+                        expires_at = identity.expires_at;
+                        (identity.user_id, identity.user_type, identity.permissions)
+                    }
+                    Err(error) => return Ok(Err(error)),
+                },
+                None if settings.auth.allow_anonymous => {
+                    let user_id = Id::generated(format!("anon:{}", Uuid::now_v7()));
+                    let permissions = Permissions::parse(&settings.auth.anonymous_permissions);
+                    (user_id, UserType::Visitor, permissions.unwrap_or_else(|_| Permissions::none()))
+                }
+                None => return Ok(Err(AuthError::Missing)),
+            },
+        };
+        let client_id = match named_client {
+            Some(text) => ClientId::Given(text.into()),
+            None => ClientId::Generated(Uuid::now_v7()),
+        };
+        let place = Place::take(self);
+        Ok(Ok(Ticket { user_id, client_id, device_id, user_type, permissions, expires_at, speaks_v1, place }))
+    }
+
+    fn refuse_parameters(&self, message: String) -> Admission<Ticket> {
+        self.metrics.handshake_failed("bad_parameters");
+        Admission::Refuse(error_response(&ErrorReply::new(ErrorCode::InvalidFormat, message)))
+    }
+
+    fn refuse(
+        &self,
+        reason: &'static str,
+        mut error: ErrorReply,
+        message: Option<&str>,
+        retry_after: Option<u64>,
+    ) -> Admission<Ticket> {
+        self.metrics.handshake_failed(reason);
+        if let Some(message) = message {
+            message.clone_into(&mut error.message);
+        }
+        let mut response = error_response(&error);
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        Admission::Refuse(response)
+    }
+}
+
+/// Browsers hide the status of a refused upgrade from scripts; who offers our subprotocol is upgraded and told.
+fn refuse_either_way(offers_v1: bool, error: ErrorReply, close: CloseReason) -> Admission<Ticket> {
+    if offers_v1 {
+        return Admission::Close { close, subprotocol: Some(SUBPROTOCOL) };
+    }
+    let mut response: Response<Vec<u8>> = error_response(&error);
+    if error.code == ErrorCode::Full {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    Admission::Refuse(response)
+}
+
+/// Whether the client offers a subprotocol.
+fn offers(headers: &HeaderMap, subprotocol: &str) -> bool {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    offered.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(|name| name.trim() == subprotocol)
+}
+
+/// The protocol that this hub speaks.
+pub(crate) const SUBPROTOCOL: &str = "wsc.v1";

@@ -1,0 +1,239 @@
+//! Putting a hub together.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock, atomic::AtomicU64},
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wsc_auth::Authenticator;
+use wsc_config::{Problems, Settings};
+use wsc_events::EventBus;
+use wsc_failure::{FailureHandlerRegistry, FailureRouter};
+use wsc_protocol::{ErrorReply, Event, EventType};
+use wsc_transport::{TlsConfig, TlsError, Transport};
+
+use crate::{
+    context::{Context, Handlers, MessageHandler, typed},
+    core::{Core, Everyone},
+    encode::now_ms,
+    hub::{Hub, HubInner},
+    ledger::Ledger,
+    metrics::Metrics,
+    presence::Presence,
+    rooms::Rooms,
+    service::NodeService,
+    settings,
+    users::Users,
+};
+
+/// Builds a [`Hub`].
+#[must_use = "a builder does nothing until it is started"]
+pub struct HubBuilder {
+    settings: Settings,
+    handlers: Handlers,
+    authenticator: Option<Arc<dyn Authenticator>>,
+    failures: FailureHandlerRegistry,
+}
+
+impl HubBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            settings: Settings::default(),
+            handlers: HashMap::new(),
+            authenticator: None,
+            failures: FailureHandlerRegistry::new(),
+        }
+    }
+
+    /// Uses these settings instead of the defaults.
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Answers requests of type `message_type` with an async function from its deserialised `data` to the `data` of
+    /// the reply. See [`MessageHandler`] for what holds while it runs.
+    ///
+    /// # Panics
+    ///
+    /// Panics where the type is one of the protocol's own.
+    pub fn on<F, T, R, Fut>(self, message_type: &str, handler: F) -> Self
+    where
+        F: Fn(Context, T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, ErrorReply>> + Send + 'static,
+        T: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+    {
+        self.handler(message_type, typed(handler))
+    }
+
+    /// Answers requests of type `message_type` with a handler that does its own reading and writing.
+    ///
+    /// # Panics
+    ///
+    /// Panics where the type is one of the protocol's own.
+    pub fn handler(mut self, message_type: &str, handler: Arc<dyn MessageHandler>) -> Self {
+        assert!(!is_reserved(message_type), "message type {message_type:?} belongs to the protocol");
+        self.handlers.insert(message_type.into(), handler);
+        self
+    }
+
+    /// Switches authentication on: every connection needs a token that `authenticator` accepts.
+    pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
+        self.authenticator = Some(Arc::new(authenticator));
+        self
+    }
+
+    /// Uses this registry of failure handlers; it can be added to at any time.
+    pub fn failure_handlers(mut self, handlers: FailureHandlerRegistry) -> Self {
+        self.failures = handlers;
+        self
+    }
+
+    /// Starts the hub. It listens nowhere until [`Hub::listen`], and serves whatever [`Hub::router`] is mounted in.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] where the settings cannot work.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    pub fn start(self) -> Result<Hub, StartError> {
+        let Self { settings, handlers, authenticator, failures } = self;
+        wsc_config::check(&settings).map_err(StartError::Settings)?;
+        let tls = match (&settings.tls.cert, &settings.tls.key) {
+            (Some(cert), Some(key)) => Some(TlsConfig::from_files(cert, key).map_err(StartError::Tls)?),
+            _ => None,
+        };
+        let metrics = Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?;
+        let failures = FailureRouter::new(failures, settings::failures(&settings));
+        let events = EventBus::new(settings::events(&settings));
+        let transport_config = settings::transport(&settings);
+        let node_id = settings.node_id.as_str().to_owned();
+        let (settings_sender, settings) = watch::channel(Arc::new(settings));
+        let mut core = None;
+        let transport = Transport::start(WS_PATH, &transport_config, |fanouts| {
+            let made = Arc::new(Core {
+                node_id,
+                started_at: now_ms(),
+                settings,
+                users: Users::default(),
+                rooms: Rooms::default(),
+                everyone: Everyone::new(fanouts),
+                fanouts: fanouts.clone(),
+                handlers: RwLock::new(Arc::new(handlers)),
+                authenticator,
+                events,
+                failures,
+                ledger: Arc::new(Ledger::default()),
+                metrics,
+                presence: Presence::default(),
+                admitted: AtomicU64::new(0),
+                draining: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+                hub: OnceLock::new(),
+            });
+            core = Some(Arc::clone(&made));
+            Arc::new(NodeService(made))
+        });
+        let Some(core) = core else { unreachable!("the transport makes its service before it returns") };
+        if let Some(tls) = tls {
+            transport.set_tls(&tls);
+        }
+        let hub = Hub::new(HubInner {
+            core: Arc::clone(&core),
+            transport,
+            settings: settings_sender,
+            listening: Mutex::default(),
+            stop: CancellationToken::new(),
+        });
+        core.tasks.spawn(upkeep(Arc::clone(&core), hub.inner().stop.clone()));
+        core.events.publish_with(EventType::HubStarted, || Event::HubStarted { node_id: core.node_id.clone() });
+        Ok(hub)
+    }
+}
+
+impl fmt::Debug for HubBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubBuilder").field("handlers", &self.handlers.keys()).finish_non_exhaustive()
+    }
+}
+
+/// What is done every now and then.
+async fn upkeep(core: Arc<Core>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP_INTERVAL) => core.metrics.upkeep(),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Whether a message type belongs to the protocol.
+pub(crate) fn is_reserved(message_type: &str) -> bool {
+    message_type.starts_with("wsc.") || BUILT_IN.contains(&message_type)
+}
+
+/// Requests, replies, deliveries and notices of the protocol.
+const BUILT_IN: [&str; 33] = [
+    "ping",
+    "heartbeat",
+    "pong",
+    "authenticate",
+    "authenticated",
+    "join_room",
+    "room_joined",
+    "leave_room",
+    "room_left",
+    "room_message",
+    "direct_message",
+    "create_room",
+    "room_created",
+    "delete_room",
+    "room_deleted",
+    "room_members",
+    "message_status",
+    "message_outcome",
+    "ack",
+    "nack",
+    "accepted",
+    "connected",
+    "error",
+    "gap",
+    "kick_out",
+    "force_offline",
+    "token_expiring",
+    "user_message",
+    "broadcast",
+    "system_notice",
+    "connecting",
+    "disconnected",
+    "resume",
+];
+
+/// Where clients connect.
+const WS_PATH: &str = "/ws";
+
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A hub that cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The settings are wrong; every problem is named.
+    #[error("{0}")]
+    Settings(#[source] Problems),
+    /// The certificate or its key cannot be used.
+    #[error("tls: {0}")]
+    Tls(#[source] TlsError),
+    /// The metrics cannot be set up.
+    #[error("metrics: {0}")]
+    Metrics(String),
+}

@@ -1,0 +1,73 @@
+//! The node's state, shared by every connection, request and task.
+
+use std::sync::{Arc, OnceLock, Weak, atomic::AtomicU64};
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wsc_auth::Authenticator;
+use wsc_config::Settings;
+use wsc_events::EventBus;
+use wsc_failure::FailureRouter;
+use wsc_protocol::UserType;
+use wsc_transport::{Fanout, Fanouts};
+
+use crate::{
+    context::Handlers, hub::HubInner, ledger::Ledger, metrics::Metrics, presence::Presence, rooms::Rooms,
+    session::SessionRef, users::Users,
+};
+
+/// Everything that one node knows. Data flows one way: the transport calls in, the node writes to connections.
+pub(crate) struct Core {
+    pub(crate) node_id: String,
+    /// Unix milliseconds.
+    pub(crate) started_at: u64,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    pub(crate) users: Users,
+    pub(crate) rooms: Rooms,
+    pub(crate) everyone: Everyone,
+    pub(crate) fanouts: Fanouts,
+    pub(crate) handlers: RwLock<Arc<Handlers>>,
+    pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
+    pub(crate) events: EventBus,
+    pub(crate) failures: FailureRouter,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) metrics: Metrics,
+    pub(crate) presence: Presence,
+    /// Connections that are open or about to be.
+    pub(crate) admitted: AtomicU64,
+    /// Cancelled when newcomers are refused.
+    pub(crate) draining: CancellationToken,
+    /// Tasks of the node itself; awaited at shutdown.
+    pub(crate) tasks: TaskTracker,
+    /// The handle that handlers of custom types are given.
+    pub(crate) hub: OnceLock<Weak<HubInner>>,
+}
+
+impl Core {
+    /// The settings of this moment.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
+    }
+}
+
+/// Fan-outs of all connections, one for each combination that a broadcast can ask for: user type, and whether the
+/// connection speaks `wsc.v1`.
+pub(crate) struct Everyone(Vec<Fanout<SessionRef>>);
+
+impl Everyone {
+    pub(crate) fn new(fanouts: &Fanouts) -> Self {
+        Self((0..2 * UserType::ALL.len()).map(|_| fanouts.fanout()).collect())
+    }
+
+    pub(crate) fn of(&self, user_type: UserType, speaks_v1: bool) -> &Fanout<SessionRef> {
+        &self.0[2 * user_type as usize + usize::from(speaks_v1)]
+    }
+
+    /// The fan-outs of one user type, or of all, each with whether its members speak `wsc.v1`.
+    pub(crate) fn select(&self, user_type: Option<UserType>) -> impl Iterator<Item = (&Fanout<SessionRef>, bool)> {
+        let all = self.0.iter().enumerate();
+        let selected = all.filter(move |(i, _)| user_type.is_none_or(|t| i / 2 == t as usize));
+        selected.map(|(i, fanout)| (fanout, i % 2 == 1))
+    }
+}

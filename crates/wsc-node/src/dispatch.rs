@@ -1,0 +1,321 @@
+//! What a request means (protocol §2).
+
+use serde_json::value::RawValue;
+use wsc_auth::Permission;
+use wsc_protocol::{
+    CloseCode, CloseReason, DecodeError, DirectMessage, DisconnectReason, Envelope, ErrorCode, ErrorReply, Event,
+    EventType, MessageId, PingData, RoomMembersQuery, RoomMessage, RoomRequest, encode, encode::JsonWriter, parse_data,
+};
+use wsc_transport::{Message, Next};
+
+use crate::{
+    context::{Context, guarded},
+    core::Core,
+    encode::{now_ms, with_frame},
+    hub::Hub,
+    rooms::RoomOptions,
+    routing::Direct,
+    service::Connected,
+};
+
+/// A request that is not fulfilled.
+struct Refusal {
+    error: ErrorReply,
+    is_bad_frame: bool,
+}
+
+impl From<ErrorReply> for Refusal {
+    fn from(error: ErrorReply) -> Self {
+        Self { error, is_bad_frame: false }
+    }
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Self {
+        ErrorReply::from(code).into()
+    }
+}
+
+impl From<DecodeError> for Refusal {
+    fn from(error: DecodeError) -> Self {
+        Self { error: ErrorReply::new(error.code, error.message), is_bad_frame: error.is_bad_frame }
+    }
+}
+
+impl Connected {
+    /// Takes one frame.
+    pub(crate) fn dispatch(&self, message: Message<'_>) -> Next {
+        let decoded = match message {
+            Message::Text(text) => Envelope::decode_str(text),
+            Message::Binary(bytes) => Envelope::decode(bytes),
+        };
+        let envelope = match decoded {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                let message_id = error.message_id.clone();
+                self.refuse(&error.into(), message_id.as_ref());
+                return Next::Read;
+            }
+        };
+        self.core.events.publish_with(EventType::MessageReceived, || Event::MessageReceived {
+            client: self.session.info(),
+            message_type: envelope.message_type.clone().into_owned(),
+        });
+        match self.request(&envelope) {
+            Ok(next) => {
+                self.session.count_good_frame();
+                next
+            }
+            Err(refusal) => {
+                self.refuse(&refusal, envelope.message_id.as_ref());
+                Next::Read
+            }
+        }
+    }
+
+    fn refuse(&self, refusal: &Refusal, message_id: Option<&MessageId<'_>>) {
+        Core::send_error(&self.session, &refusal.error, message_id);
+        if !refusal.is_bad_frame {
+            self.session.count_good_frame();
+        } else if self.session.count_bad_frame() >= MAX_BAD_FRAMES {
+            let close = CloseReason::new(CloseCode::BAD_FRAMES, "too many bad frames");
+            self.session.outbound.close(&close, DisconnectReason::BadFrames);
+        }
+    }
+
+    fn request(&self, envelope: &Envelope<'_>) -> Result<Next, Refusal> {
+        let id = envelope.message_id.as_ref();
+        match &*envelope.message_type {
+            "room_message" => self.room_message(envelope)?,
+            "direct_message" => self.direct_message(envelope)?,
+            "ping" | "heartbeat" => self.ping(envelope)?,
+            "join_room" => {
+                let request: RoomRequest<'_> = parse_data(envelope.data)?;
+                let room_id = request.room_id()?;
+                self.permit_room(Permission::JoinRoom, room_id, "you may not join this room")?;
+                self.core.join(&self.session, room_id, id, true)?;
+            }
+            "leave_room" => {
+                let request: RoomRequest<'_> = parse_data(envelope.data)?;
+                self.core.leave(&self.session, request.room_id()?, id, None)?;
+            }
+            "create_room" => {
+                let request: RoomRequest<'_> = parse_data(envelope.data)?;
+                let room_id = request.room_id()?;
+                self.permit_room(Permission::CreateRoom, room_id, "you may not create this room")?;
+                let options = RoomOptions::new(request.name().map(str::to_owned), request.max_clients);
+                self.core.create_room(room_id, options)?;
+                self.reply_room("room_created", id, room_id);
+            }
+            "delete_room" => {
+                let request: RoomRequest<'_> = parse_data(envelope.data)?;
+                let room_id = request.room_id()?;
+                self.permit_room(Permission::DeleteRoom, room_id, "you may not delete this room")?;
+                self.core.delete_room(room_id, Some(&self.session))?;
+                self.reply_room("room_deleted", id, room_id);
+            }
+            "room_members" => self.room_members(envelope)?,
+            // What these are about comes with the inbox. Nobody has anything to acknowledge before, and a late
+            // acknowledgement is never answered.
+            "ack" | "nack" => {}
+            "message_status" => {
+                return Err(ErrorReply::new(ErrorCode::InvalidFormat, "message_status needs the inbox").into());
+            }
+            "authenticate" => {
+                return Err(ErrorReply::new(ErrorCode::InvalidToken, "authentication is off").into());
+            }
+            _ => return self.custom(envelope),
+        }
+        Ok(Next::Read)
+    }
+
+    fn permit_room(&self, permission: Permission, room_id: &str, message: &str) -> Result<(), Refusal> {
+        if self.session.permissions.allows_room(permission, room_id) {
+            return Ok(());
+        }
+        Err(ErrorReply::new(ErrorCode::Forbidden, message).into())
+    }
+
+    fn reply(&self, message_type: &str, id: Option<&MessageId<'_>>, data: impl FnOnce(&mut JsonWriter<'_>)) {
+        with_frame(
+            |out| encode::reply(out, message_type, id, now_ms(), data),
+            |frame| self.session.outbound.send(frame),
+        );
+    }
+
+    fn reply_room(&self, message_type: &str, id: Option<&MessageId<'_>>, room_id: &str) {
+        self.reply(message_type, id, |json| {
+            json.raw("{\"room_id\":").string(room_id).raw("}");
+        });
+    }
+
+    fn ping(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
+        let PingData { ts } = parse_data(envelope.data)?;
+        let server_ts = now_ms();
+        self.reply("pong", envelope.message_id.as_ref(), |json| {
+            match ts {
+                Some(ts) => {
+                    let rtt = (server_ts as i64).wrapping_sub(ts);
+                    json.raw("{\"ts\":").value(&ts).raw(",\"server_ts\":").number(server_ts);
+                    json.raw(",\"rtt\":").value(&rtt).raw("}");
+                }
+                None => {
+                    json.raw("{\"server_ts\":").number(server_ts).raw("}");
+                }
+            };
+        });
+        Ok(())
+    }
+
+    fn room_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
+        let request: RoomMessage<'_> = parse_data(envelope.data)?;
+        let room_id = request.room_id()?;
+        refuse_reliable(envelope)?;
+        self.permit_room(Permission::SendMessage, room_id, "you may not send to this room")?;
+        let seat = self.session.joined.lock().find(room_id).cloned();
+        let Some(seat) = seat else {
+            let exists = self.core.rooms.get(room_id).is_some();
+            return Err(if exists { ErrorCode::NotInRoom.into() } else { ErrorCode::RoomNotFound.into() });
+        };
+        let (id, recipients) = self.core.send_room_from(&self.session, &seat, request.content())?;
+        if let Some(message_id) = &envelope.message_id {
+            with_frame(
+                |out| encode::accepted_room(out, id, recipients as u64, message_id, now_ms()),
+                |frame| self.session.outbound.send(frame),
+            );
+        }
+        Ok(())
+    }
+
+    fn direct_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
+        let request: DirectMessage<'_> = parse_data(envelope.data)?;
+        let target = request.target_id()?;
+        refuse_reliable(envelope)?;
+        if !self.session.permissions.allows_direct(target) {
+            return Err(ErrorReply::new(ErrorCode::Forbidden, "you may not send to this user").into());
+        }
+        let receipt = self.core.send_direct(&Direct {
+            message_type: "direct_message",
+            sender_id: self.session.user.id.as_str(),
+            content: request.content(),
+            priority: envelope.priority,
+            target,
+            target_client: request.target_client(),
+            from: Some(&self.session),
+        })?;
+        if let Some(reason) = receipt.fate.reason {
+            // Accepted, but failed at once: an error that names the message.
+            let code = match reason {
+                wsc_protocol::FailureReason::QueueFull => ErrorCode::Full,
+                _ => ErrorCode::Unknown,
+            };
+            let details = serde_json::json!({ "id": receipt.id, "reason": reason });
+            return Err(ErrorReply::from(code).with_details(details).into());
+        }
+        if let Some(message_id) = &envelope.message_id {
+            with_frame(
+                |out| encode::accepted_direct(out, receipt.id, receipt.fate, message_id, now_ms()),
+                |frame| self.session.outbound.send(frame),
+            );
+        }
+        Ok(())
+    }
+
+    fn room_members(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
+        let query: RoomMembersQuery<'_> = parse_data(envelope.data)?;
+        let room_id = query.room_id()?;
+        let is_admin = self.session.permissions.allows_room(Permission::AdminRoom, room_id);
+        let room = self.core.rooms.get(room_id).ok_or(ErrorCode::RoomNotFound)?;
+        if !is_admin && self.session.joined.lock().find(room_id).is_none() {
+            return Err(ErrorCode::NotInRoom.into());
+        }
+        let (start, limit) = page(query.cursor(), query.limit)?;
+        let (members, next) = room.fanout.members(start, limit);
+        let total = room.fanout.len() as u64;
+        self.reply("room_members", envelope.message_id.as_ref(), |json| {
+            json.raw("{\"room_id\":").string(room_id).raw(",\"members\":[");
+            for (i, member) in members.iter().enumerate() {
+                json.raw(if i == 0 { "{\"user_id\":" } else { ",{\"user_id\":" }).string(member.0.user.id.as_str());
+                if is_admin {
+                    json.raw(",\"client_id\":").string(&member.0.client_id.to_string());
+                }
+                json.raw("}");
+            }
+            json.raw("],\"total\":").number(total);
+            if let Some(next) = next {
+                json.raw(",\"next_cursor\":").string(&next.to_string());
+            }
+            json.raw("}");
+        });
+        Ok(())
+    }
+
+    /// A type of the embedding program's.
+    fn custom(&self, envelope: &Envelope<'_>) -> Result<Next, Refusal> {
+        let handlers = self.core.handlers.read().clone();
+        let Some((message_type, handler)) = handlers.get_key_value(&*envelope.message_type) else {
+            let message = format!("unknown message_type {:?}", shorten(&envelope.message_type));
+            return Err(ErrorReply::new(ErrorCode::InvalidFormat, message).into());
+        };
+        let Some(hub) = self.core.hub.get().and_then(Hub::upgrade) else {
+            return Err(ErrorReply::new(ErrorCode::ServerError, "the hub is shutting down").into());
+        };
+        let context = Context::new(hub, self.session.clone(), message_type.clone());
+        let data = envelope.data.map(RawValue::to_owned);
+        let answer = guarded(handler.clone(), context, data);
+        let session = self.session.clone();
+        let message_type = message_type.clone();
+        let message_id = envelope.message_id.clone().map(MessageId::into_owned);
+        Ok(Next::Wait(Box::pin(async move {
+            match answer.await {
+                Ok(Some(data)) => {
+                    with_frame(
+                        |out| {
+                            encode::reply(out, &message_type, message_id.as_ref(), now_ms(), |json| {
+                                json.raw(data.get());
+                            });
+                        },
+                        |frame| session.outbound.send(frame),
+                    );
+                }
+                Ok(None) => {}
+                Err(error) => Core::send_error(&session, &error, message_id.as_ref()),
+            }
+        })))
+    }
+}
+
+/// Until there is an inbox nothing can be promised to survive.
+fn refuse_reliable(envelope: &Envelope<'_>) -> Result<(), Refusal> {
+    if envelope.require_ack {
+        return Err(ErrorReply::new(ErrorCode::InvalidFormat, "require_ack needs the inbox, which is off").into());
+    }
+    Ok(())
+}
+
+/// Reads a cursor and a limit of a listing (protocol §5: 100 by default, 1,000 at most).
+pub(crate) fn page(cursor: Option<&str>, limit: Option<u32>) -> Result<(u32, usize), ErrorReply> {
+    let start = match cursor {
+        None | Some("") => 0,
+        Some(cursor) => {
+            cursor.parse().map_err(|_| ErrorReply::new(ErrorCode::InvalidFormat, "cursor is not one of ours"))?
+        }
+    };
+    let limit = limit.unwrap_or(DEFAULT_PAGE);
+    if limit == 0 || limit > MAX_PAGE {
+        return Err(ErrorReply::new(ErrorCode::InvalidFormat, format!("limit must be 1 to {MAX_PAGE}")));
+    }
+    Ok((start, limit as usize))
+}
+
+/// The start of a text that a client sent, to show it back.
+fn shorten(text: &str) -> &str {
+    let end = text.char_indices().nth(64).map_or(text.len(), |(at, _)| at);
+    &text[..end]
+}
+
+/// The tenth bad frame in a row ends a connection.
+const MAX_BAD_FRAMES: u8 = 10;
+
+const DEFAULT_PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1_000;

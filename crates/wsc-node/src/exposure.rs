@@ -1,0 +1,164 @@
+//! Who may talk to this hub at all (protocol §5, *Exposure*): a web page on another origin and a name that was
+//! rebound to this machine may not, however harmless the request looks.
+
+use http::{HeaderMap, Uri, header};
+use wsc_config::Settings;
+use wsc_transport::Peer;
+
+/// Why a request is refused, for people.
+pub(crate) type Objection = &'static str;
+
+/// Checks `Origin` and `Sec-Fetch-Site`. No `Origin` is fine: programs send none.
+pub(crate) fn check_origin(headers: &HeaderMap, settings: &Settings) -> Result<(), Objection> {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let is_cross_site = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
+    match (origins.next(), origins.next()) {
+        (None, _) if is_cross_site => Err("cross-site requests are not allowed"),
+        (None, _) => Ok(()),
+        (Some(_), Some(_)) => Err("more than one Origin"),
+        (Some(origin), None) => {
+            let origin = origin.to_str().map_err(|_| "Origin is not readable")?;
+            let is_allowed = settings.auth.allowed_origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin));
+            if is_allowed || (is_same_origin(origin, headers) && !is_cross_site) {
+                Ok(())
+            } else {
+                Err("this Origin is not allowed")
+            }
+        }
+    }
+}
+
+/// Whether host and port of the origin are those of `Host`.
+fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let default_port = match scheme.to_ascii_lowercase().as_str() {
+        "http" => 80,
+        "https" => 443,
+        _ => return false,
+    };
+    let Some(host) = host(headers) else { return false };
+    let parse = |text: &str| {
+        let authority: http::uri::Authority = text.parse().ok()?;
+        let port = authority.port_u16().unwrap_or(default_port);
+        Some((authority.host().to_ascii_lowercase(), port))
+    };
+    parse(authority).zip(parse(host)).is_some_and(|(a, b)| a == b)
+}
+
+fn host(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::HOST)?.to_str().ok()
+}
+
+/// Checks `Host` on a loopback listener: it must be a loopback name, or one that the settings allow. A name that
+/// some DNS server made point here would otherwise open the hub to any page.
+pub(crate) fn check_host(headers: &HeaderMap, uri: &Uri, settings: &Settings) -> Result<(), Objection> {
+    if !settings.listen.ip().is_loopback() {
+        return Ok(());
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (first, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        return Err("more than one Host");
+    }
+    let authority = match first {
+        Some(host) => host.to_str().map_err(|_| "Host is not readable")?,
+        None => uri.authority().map(http::uri::Authority::as_str).ok_or("Host is missing")?,
+    };
+    let name = authority.parse::<http::uri::Authority>().map_err(|_| "Host is not valid")?;
+    let name = name.host().trim_matches(['[', ']']);
+    let is_loopback = name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let is_allowed = |allowed: &String| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(authority);
+    if is_loopback || settings.http.allowed_hosts.iter().any(is_allowed) {
+        Ok(())
+    } else {
+        Err("this Host is not allowed")
+    }
+}
+
+/// Checks whether pages that are closed to strangers may be shown while authentication is off: only on a loopback
+/// listener, to a loopback peer, directly, under a loopback name. `peer` is `None` where a foreign server accepted
+/// the connection and did not say from whom.
+pub(crate) fn check_private(
+    headers: &HeaderMap,
+    uri: &Uri,
+    peer: Option<&Peer>,
+    settings: &Settings,
+) -> Result<(), Objection> {
+    if !settings.listen.ip().is_loopback() {
+        return Err("closed while authentication is off and the hub listens beyond loopback");
+    }
+    if !peer.is_some_and(|peer| peer.remote.ip().to_canonical().is_loopback()) {
+        return Err("closed to other machines while authentication is off");
+    }
+    if FORWARDING_HEADERS.iter().any(|name| headers.contains_key(*name)) {
+        return Err("closed to forwarded requests while authentication is off");
+    }
+    check_host(headers, uri, settings)
+}
+
+/// What proxies add: behind one, a loopback peer says nothing.
+const FORWARDING_HEADERS: [&str; 7] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "cf-connecting-ip"];
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|&(n, v)| (http::HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn an_origin_must_be_ours_or_allowed() {
+        let mut settings = Settings::default();
+        settings.auth.allowed_origins = vec!["https://app.example".into()];
+        let check = |pairs: &[_]| check_origin(&headers(pairs), &settings).is_ok();
+        assert!(check(&[("host", "localhost:8080")]));
+        assert!(check(&[("host", "localhost:8080"), ("origin", "http://localhost:8080")]));
+        assert!(check(&[("host", "hub.example"), ("origin", "https://hub.example:443")]));
+        assert!(check(&[("host", "localhost:8080"), ("origin", "https://app.example")]));
+        assert!(!check(&[("host", "localhost:8080"), ("origin", "http://localhost:8081")]));
+        assert!(!check(&[("host", "localhost:8080"), ("origin", "http://evil.example")]));
+        assert!(!check(&[("host", "localhost:8080"), ("origin", "null")]));
+        assert!(!check(&[("host", "localhost:8080"), ("sec-fetch-site", "cross-site")]));
+        assert!(check(&[("host", "localhost:8080"), ("sec-fetch-site", "same-origin")]));
+    }
+
+    #[test]
+    fn a_loopback_listener_wants_a_loopback_name() {
+        let mut settings = Settings::default();
+        settings.http.allowed_hosts = vec!["hub.internal".into()];
+        let check = |host: &'static str, settings: &Settings| {
+            check_host(&headers(&[("host", host)]), &Uri::from_static("/ws"), settings).is_ok()
+        };
+        for good in ["localhost", "localhost:8080", "127.0.0.1:1", "127.9.9.9", "[::1]:8080", "hub.internal:8080"] {
+            assert!(check(good, &settings), "{good}");
+        }
+        for bad in ["evil.example", "localhost.evil.example", "10.0.0.1", "", "user@localhost@x"] {
+            assert!(!check(bad, &settings), "{bad}");
+        }
+        settings.listen = "0.0.0.0:80".parse().unwrap();
+        assert!(check("evil.example", &settings));
+    }
+
+    #[test]
+    fn private_pages_are_for_this_machine() {
+        let settings = Settings::default();
+        let uri = Uri::from_static("/metrics");
+        let peer = |remote: &str| Peer {
+            remote: remote.parse().unwrap(),
+            local: "127.0.0.1:8080".parse().unwrap(),
+            is_tls: false,
+        };
+        let local = headers(&[("host", "localhost")]);
+        assert!(check_private(&local, &uri, Some(&peer("127.0.0.1:5")), &settings).is_ok());
+        assert!(check_private(&local, &uri, Some(&peer("[::ffff:127.0.0.1]:5")), &settings).is_ok());
+        assert!(check_private(&local, &uri, Some(&peer("10.0.0.1:5")), &settings).is_err());
+        assert!(check_private(&local, &uri, None, &settings).is_err());
+        let forwarded = headers(&[("host", "localhost"), ("x-forwarded-for", "10.0.0.1")]);
+        assert!(check_private(&forwarded, &uri, Some(&peer("127.0.0.1:5")), &settings).is_err());
+    }
+}

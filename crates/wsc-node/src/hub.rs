@@ -1,0 +1,385 @@
+//! The hub as programs see it.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use wsc_config::Settings;
+use wsc_events::EventBus;
+use wsc_failure::FailureHandlerRegistry;
+use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, Id, UserType};
+use wsc_transport::Transport;
+
+use crate::{
+    api,
+    builder::{HubBuilder, is_reserved},
+    context::{Context, typed},
+    core::Core,
+    encode::{now_ms, with_frame},
+    rooms::{RoomInfo, RoomOptions},
+    routing::{Direct, SYSTEM, SendOptions, SendReceipt},
+    service::NodeService,
+    session::Session,
+};
+
+/// A running hub. A cheap handle: all clones are one hub, which runs until [`shutdown`](Self::shutdown) or until the
+/// last clone is dropped and its connections are gone.
+#[derive(Clone)]
+pub struct Hub(Arc<HubInner>);
+
+pub(crate) struct HubInner {
+    pub(crate) core: Arc<Core>,
+    pub(crate) transport: Transport<NodeService>,
+    pub(crate) settings: watch::Sender<Arc<Settings>>,
+    pub(crate) listening: Mutex<Vec<SocketAddr>>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Hub {
+    /// Starts to put a hub together.
+    pub fn builder() -> HubBuilder {
+        HubBuilder::new()
+    }
+
+    pub(crate) fn new(inner: HubInner) -> Self {
+        let hub = Self(Arc::new(inner));
+        let _ = hub.0.core.hub.set(Arc::downgrade(&hub.0));
+        hub
+    }
+
+    pub(crate) fn upgrade(weak: &Weak<HubInner>) -> Option<Self> {
+        weak.upgrade().map(Self)
+    }
+
+    pub(crate) fn inner(&self) -> &HubInner {
+        &self.0
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
+
+    /// Listens on `address` for clients and for the HTTP API. Port 0 takes a free one. Returns the address.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`] names the address, also where another process has the port.
+    pub fn listen(&self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
+        let listener = bind(address).map_err(|source| ListenError { address, source })?;
+        let local = listener.local_addr().map_err(|source| ListenError { address, source })?;
+        self.0.listening.lock().push(local);
+        self.0.transport.listen(listener);
+        Ok(local)
+    }
+
+    /// Listens on `address` for operators only: metrics, debug and admin pages. See `http.internal_listen`.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`] names the address.
+    pub fn listen_internal(&self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
+        let listener = bind(address).map_err(|source| ListenError { address, source })?;
+        let local = listener.local_addr().map_err(|source| ListenError { address, source })?;
+        let serving = api::serve_internal(Arc::clone(self.core()), listener, self.0.stop.clone());
+        self.core().tasks.spawn(serving);
+        Ok(local)
+    }
+
+    /// The hub's routes, to be mounted in an axum application: `/ws`, the HTTP API, health, metrics and the page.
+    ///
+    /// Pages that are closed to strangers answer there only if the application is served with
+    /// `into_make_service_with_connect_info::<SocketAddr>()`: without it nobody knows who is asking.
+    pub fn router(&self) -> axum::Router {
+        api::router(Arc::clone(self.core()), Some(self.clone()))
+    }
+
+    /// Adds or replaces the handler of a message type, see [`HubBuilder::on`].
+    ///
+    /// # Panics
+    ///
+    /// Panics where the type is one of the protocol's own.
+    pub fn on<F, T, R, Fut>(&self, message_type: &str, handler: F)
+    where
+        F: Fn(Context, T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, ErrorReply>> + Send + 'static,
+        T: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+    {
+        assert!(!is_reserved(message_type), "message type {message_type:?} belongs to the protocol");
+        let mut handlers = self.core().handlers.write();
+        Arc::make_mut(&mut handlers).insert(message_type.into(), typed(handler));
+    }
+
+    /// Sends to every connection of a user.
+    ///
+    /// # Errors
+    ///
+    /// 4001 where the user has no connection; 1001 where the content is no JSON.
+    pub fn send_to_user(&self, user_id: &str, content: impl Serialize) -> Result<SendReceipt, ErrorReply> {
+        self.send_to_user_with(user_id, &json(&content)?, &SendOptions::default())
+    }
+
+    /// Sends JSON as it is to a user, with options.
+    ///
+    /// # Errors
+    ///
+    /// 4001 where the user has no connection, 4000 where the named client is none of its.
+    pub fn send_to_user_with(
+        &self,
+        user_id: &str,
+        content: &RawValue,
+        options: &SendOptions,
+    ) -> Result<SendReceipt, ErrorReply> {
+        self.core().send_direct(&Direct {
+            message_type: options.message_type.as_deref().unwrap_or("user_message"),
+            sender_id: options.sender_id.as_deref().unwrap_or(SYSTEM),
+            content,
+            priority: options.priority,
+            target: user_id,
+            target_client: options.client_id.as_deref(),
+            from: None,
+        })
+    }
+
+    /// Sends to one connection of a user.
+    ///
+    /// # Errors
+    ///
+    /// 4000 where the client is no connection of the user, 4001 where the user has none at all.
+    pub fn send_to_client(
+        &self,
+        user_id: &str,
+        client_id: &str,
+        content: impl Serialize,
+    ) -> Result<SendReceipt, ErrorReply> {
+        self.send_to_user_with(user_id, &json(&content)?, &SendOptions::default().client(client_id))
+    }
+
+    /// Sends to all members of a room. Returns the message's id and the number of members.
+    ///
+    /// # Errors
+    ///
+    /// 3000 where there is no such room, 4003 where too much waits to be sent to it.
+    pub fn send_to_room(&self, room_id: &str, content: impl Serialize) -> Result<(Uuid, usize), ErrorReply> {
+        self.send_to_room_with(room_id, &json(&content)?, &SendOptions::default())
+    }
+
+    /// Sends JSON as it is to a room, with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`send_to_room`](Self::send_to_room).
+    pub fn send_to_room_with(
+        &self,
+        room_id: &str,
+        content: &RawValue,
+        options: &SendOptions,
+    ) -> Result<(Uuid, usize), ErrorReply> {
+        self.core().send_room(room_id, content, options)
+    }
+
+    /// Sends to everybody, or to everybody of one user type. Returns the message's id and the number of connections.
+    ///
+    /// # Errors
+    ///
+    /// 4003 where too many broadcasts wait to be sent.
+    pub fn broadcast(&self, content: impl Serialize, user_type: Option<UserType>) -> Result<(Uuid, usize), ErrorReply> {
+        self.core().broadcast(&json(&content)?, user_type, &SendOptions::default())
+    }
+
+    /// Makes a room that stays until it is deleted.
+    ///
+    /// # Errors
+    ///
+    /// 3001 where it exists, 3005 where there are too many, 1001 where the id breaks the rules.
+    pub fn create_room(&self, room_id: &str, options: RoomOptions) -> Result<RoomInfo, ErrorReply> {
+        check_id("room_id", room_id)?;
+        self.core().create_room(room_id, options).map(|room| RoomInfo::from(&*room))
+    }
+
+    /// Deletes a room and tells its members.
+    ///
+    /// # Errors
+    ///
+    /// 3000 where there is no such room.
+    pub fn delete_room(&self, room_id: &str) -> Result<(), ErrorReply> {
+        self.core().delete_room(room_id, None)
+    }
+
+    /// All rooms, by id.
+    pub fn rooms(&self) -> Vec<RoomInfo> {
+        self.core().rooms.list().iter().map(|room| RoomInfo::from(&**room)).collect()
+    }
+
+    /// Puts every connection of a user into a room. Returns how many joined.
+    ///
+    /// # Errors
+    ///
+    /// 3000 where there is no such room, 4001 where the user has no connection, else what the last refusal said
+    /// where no connection joined.
+    pub fn join_room(&self, room_id: &str, user_id: &str) -> Result<usize, ErrorReply> {
+        self.core().join_user(room_id, user_id)
+    }
+
+    /// Takes every connection of a user out of a room. Returns how many left.
+    ///
+    /// # Errors
+    ///
+    /// 3000 where there is no such room, 4001 where the user has no connection, 3003 where none was in it.
+    pub fn leave_room(&self, room_id: &str, user_id: &str, reason: &str) -> Result<usize, ErrorReply> {
+        self.core().remove_user(room_id, user_id, reason)
+    }
+
+    /// Closes every connection of a user with 3503, after a `kick_out` notice where `notify`. Returns how many.
+    pub fn disconnect_user(&self, user_id: &str, reason: &str, notify: bool) -> usize {
+        self.core().kick_user(user_id, reason, notify)
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.core().users.connections()
+    }
+
+    /// Whether a user has a connection.
+    pub fn is_online(&self, user_id: &str) -> bool {
+        self.core().users.get(user_id).is_some()
+    }
+
+    /// Where observers register.
+    pub fn events(&self) -> &EventBus {
+        &self.core().events
+    }
+
+    /// Where failure handlers register.
+    pub fn failure_handlers(&self) -> &FailureHandlerRegistry {
+        self.core().failures.registry()
+    }
+
+    /// The node's name.
+    pub fn node_id(&self) -> &str {
+        &self.core().node_id
+    }
+
+    /// Shuts down: refuses newcomers, closes every connection with 3001 after what waits in its queue, and returns
+    /// when every task has ended, at the latest a moment after `drain.deadline`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the hub closing; calling it again goes on.
+    pub async fn shutdown(&self) {
+        let core = self.core();
+        core.draining.cancel();
+        let deadline = core.settings().drain.deadline;
+        let mut close = CloseReason::new(CloseCode::SHUTTING_DOWN, "shutting down");
+        close.retry_after_ms = Some(RETRY_AFTER.as_millis() as u64);
+        self.0.transport.shutdown(&close, deadline).await;
+        self.0.stop.cancel();
+        core.tasks.close();
+        // What still sleeps there (presence) has nothing to say any more.
+        let _ = tokio::time::timeout(TASK_DEADLINE, core.tasks.wait()).await;
+        core.events.publish_with(EventType::HubStopped, || Event::HubStopped { node_id: core.node_id.clone() });
+        core.events.shutdown().await;
+        core.failures.shutdown().await;
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("node_id", &self.node_id()).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// Whether newcomers are refused.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    pub(crate) fn join_user(&self, room_id: &str, user_id: &str) -> Result<usize, ErrorReply> {
+        if self.rooms.get(room_id).is_none() {
+            return Err(ErrorCode::RoomNotFound.into());
+        }
+        let user = self.users.get(user_id).ok_or(ErrorCode::UserOffline)?;
+        let results: Vec<_> = user.sessions().iter().map(|session| self.join(session, room_id, None, false)).collect();
+        count_or_refuse(results)
+    }
+
+    pub(crate) fn remove_user(&self, room_id: &str, user_id: &str, reason: &str) -> Result<usize, ErrorReply> {
+        if self.rooms.get(room_id).is_none() {
+            return Err(ErrorCode::RoomNotFound.into());
+        }
+        let user = self.users.get(user_id).ok_or(ErrorCode::UserOffline)?;
+        let results: Vec<_> =
+            user.sessions().iter().map(|session| self.leave(session, room_id, None, Some(reason))).collect();
+        count_or_refuse(results)
+    }
+
+    pub(crate) fn kick_user(&self, user_id: &str, reason: &str, notify: bool) -> usize {
+        let Some(user) = self.users.get(user_id) else { return 0 };
+        user.sessions().iter().filter(|session| Self::kick(session, reason, notify)).count()
+    }
+
+    /// Closes one connection. Returns false where it was closing already.
+    pub(crate) fn kick(session: &Session, reason: &str, notify: bool) -> bool {
+        if notify {
+            let now = now_ms();
+            with_frame(
+                |out| {
+                    wsc_protocol::encode::reply(out, "kick_out", None, now, |json| {
+                        json.raw("{\"reason\":").string(reason);
+                        json.raw(",\"kicked_at\":").number(now / 1000).raw("}");
+                    });
+                },
+                |frame| session.outbound.send(frame),
+            );
+        }
+        session.outbound.close(&CloseReason::new(CloseCode::KICKED, reason), DisconnectReason::KickOut)
+    }
+}
+
+/// How many succeeded; the last refusal where none did.
+fn count_or_refuse(results: Vec<Result<(), ErrorReply>>) -> Result<usize, ErrorReply> {
+    let succeeded = results.iter().filter(|result| result.is_ok()).count();
+    match results.into_iter().rev().find_map(Result::err) {
+        Some(error) if succeeded == 0 => Err(error),
+        _ => Ok(succeeded),
+    }
+}
+
+fn json(content: &impl Serialize) -> Result<Box<RawValue>, ErrorReply> {
+    to_raw_value(content).map_err(|e| ErrorReply::new(ErrorCode::InvalidFormat, format!("content is no JSON: {e}")))
+}
+
+pub(crate) fn check_id(field: &str, id: &str) -> Result<(), ErrorReply> {
+    Id::check(id).map_err(|invalid| ErrorReply::new(ErrorCode::InvalidFormat, format!("{field} {invalid}")))
+}
+
+/// Binds without `SO_REUSEPORT`: a port that is taken is an error, not a share.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// How long clients are asked to stay away while the hub restarts.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a shutdown waits for the node's own tasks.
+const TASK_DEADLINE: Duration = Duration::from_secs(5);

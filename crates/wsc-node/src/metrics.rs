@@ -1,0 +1,180 @@
+//! What the node measures, for Prometheus. A room, user or client id is never a label.
+
+use std::fmt;
+
+use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use wsc_protocol::{DisconnectReason, FailureReason, Outcome};
+use wsc_transport::FanoutReport;
+
+use crate::core::Core;
+
+/// The metrics of one hub. They are its own: two hubs in one process do not mix.
+pub(crate) struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    disconnections: Vec<Counter>,
+    fanout_duration: Histogram,
+    fanout_frames: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Result<Self, BuildError> {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full("wsc_fanout_duration_seconds".to_owned()), FANOUT_BUCKETS)?
+            .build_recorder();
+        let handle = recorder.handle();
+        let (disconnections, fanout_duration, fanout_frames) = metrics::with_local_recorder(&recorder, || {
+            describe();
+            let disconnections = DisconnectReason::ALL
+                .iter()
+                .map(|reason| metrics::counter!("wsc_disconnections_total", "reason" => reason.as_str()))
+                .collect();
+            let duration = metrics::histogram!("wsc_fanout_duration_seconds");
+            (disconnections, duration, metrics::counter!("wsc_fanout_frames_total"))
+        });
+        Ok(Self { recorder, handle, disconnections, fanout_duration, fanout_frames })
+    }
+
+    pub(crate) fn disconnected(&self, reason: DisconnectReason) {
+        if let Some(counter) = self.disconnections.get(reason as usize) {
+            counter.increment(1);
+        }
+    }
+
+    pub(crate) fn handshake_failed(&self, reason: &'static str) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::counter!("wsc_handshake_failures_total", "reason" => reason).increment(1);
+        });
+    }
+
+    pub(crate) fn fanout(&self, report: FanoutReport) {
+        self.fanout_duration.record(report.duration);
+        self.fanout_frames.increment(report.frames.into());
+    }
+
+    /// Moves samples from buffers into histograms; without it they grow until somebody scrapes.
+    pub(crate) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    /// The text that Prometheus reads.
+    pub(crate) fn render(&self, core: &Core) -> String {
+        metrics::with_local_recorder(&self.recorder, || collect(core));
+        self.handle.render()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// Totals by outcome at one moment; fan-outs and user-addressed messages together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) accepted: u64,
+    pub(crate) sent: u64,
+    pub(crate) failed: u64,
+    pub(crate) in_flight: u64,
+}
+
+impl Core {
+    /// What became of all messages so far.
+    pub(crate) fn totals(&self) -> Totals {
+        use std::sync::atomic::Ordering::Relaxed;
+        let stats = self.fanouts.stats();
+        let in_flight = stats.deliveries_in_fanouts() + stats.deliveries_queued() + self.ledger.in_flight.load(Relaxed);
+        Totals {
+            accepted: stats.deliveries_accepted() + self.ledger.accepted.load(Relaxed),
+            sent: stats.deliveries_sent() + self.ledger.sent.load(Relaxed),
+            failed: stats.deliveries_queue_full() + stats.deliveries_conn_closed() + self.ledger.failed.load(Relaxed),
+            in_flight: u64::try_from(in_flight).unwrap_or(0),
+        }
+    }
+}
+
+/// Brings gauges and totals that are counted elsewhere up to date.
+fn collect(core: &Core) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let stats = core.fanouts.stats();
+    set(&metrics::gauge!("wsc_connections"), core.users.connections() as u64);
+    set(&metrics::gauge!("wsc_users"), core.users.len() as u64);
+    set(&metrics::gauge!("wsc_rooms"), core.rooms.len() as u64);
+    metrics::counter!("wsc_connections_total").absolute(core.users.connections_total());
+    metrics::counter!("wsc_messages_received_total").absolute(stats.messages_in());
+    metrics::counter!("wsc_bytes_total", "direction" => "in").absolute(stats.bytes_in());
+    metrics::counter!("wsc_bytes_total", "direction" => "out").absolute(stats.bytes_out());
+    let copies = stats.deliveries_sent() + core.ledger.copies.load(Relaxed);
+    metrics::counter!("wsc_deliveries_total").absolute(copies);
+    let queue_bytes = u64::try_from(stats.queue_bytes()).unwrap_or(0);
+    set(&metrics::gauge!("wsc_queue_bytes"), queue_bytes);
+    for (policy, times) in stats.slow_consumers() {
+        metrics::counter!("wsc_slow_consumers_total", "policy" => policy).absolute(times);
+    }
+    for (reason, times) in stats.handshake_failures() {
+        metrics::counter!("wsc_handshake_failures_total", "reason" => reason).absolute(times);
+    }
+    let totals = core.totals();
+    metrics::counter!("wsc_messages_accepted_total").absolute(totals.accepted);
+    metrics::counter!("wsc_messages_recovered_total").absolute(0);
+    metrics::counter!("wsc_messages_released_total").absolute(0);
+    for (outcome, times) in [
+        (Outcome::Acked, 0),
+        (Outcome::Sent, totals.sent),
+        (Outcome::Failed, totals.failed),
+        (Outcome::Expired, 0),
+        (Outcome::Rejected, 0),
+    ] {
+        metrics::counter!("wsc_messages_total", "outcome" => outcome.as_str()).absolute(times);
+    }
+    set(&metrics::gauge!("wsc_messages_stored"), 0);
+    set(&metrics::gauge!("wsc_messages_in_flight"), totals.in_flight);
+    let full = stats.deliveries_queue_full();
+    let closed = stats.deliveries_conn_closed();
+    let failures = core.failures.stats();
+    for reason in FailureReason::ALL {
+        let fanned_out = match reason {
+            FailureReason::QueueFull => full,
+            FailureReason::ConnClosed => closed,
+            _ => 0,
+        };
+        let times = failures.of_reason(reason) + fanned_out;
+        if times > 0 {
+            metrics::counter!("wsc_failures_by_reason_total", "reason" => reason.as_str()).absolute(times);
+        }
+    }
+}
+
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(value as f64);
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_gauge!("wsc_connections", "Open connections.");
+    describe_gauge!("wsc_users", "Users with at least one connection.");
+    describe_gauge!("wsc_rooms", "Rooms.");
+    describe_counter!("wsc_connections_total", "Connections opened.");
+    describe_counter!("wsc_disconnections_total", "Connections ended, by reason.");
+    describe_counter!("wsc_handshake_failures_total", "Connections that were not opened, by reason.");
+    describe_counter!("wsc_messages_received_total", "Messages read from clients.");
+    describe_counter!("wsc_messages_accepted_total", "Pairs of a message and a recipient that were accepted.");
+    describe_counter!("wsc_messages_recovered_total", "Pairs found in the store at the start or taken over.");
+    describe_counter!("wsc_messages_released_total", "Pairs handed to another node.");
+    describe_counter!("wsc_messages_total", "Pairs that reached a final state, by outcome.");
+    describe_gauge!("wsc_messages_stored", "Pairs resting in the inbox.");
+    describe_gauge!("wsc_messages_in_flight", "Pairs in flight.");
+    describe_counter!("wsc_deliveries_total", "Copies of messages that the kernel took.");
+    describe_counter!("wsc_bytes_total", Unit::Bytes, "Bytes read and written on open connections.");
+    describe_gauge!("wsc_queue_bytes", Unit::Bytes, "Bytes that wait in outbound queues.");
+    describe_counter!("wsc_slow_consumers_total", "Times a full queue was met, by what was done about it.");
+    describe_histogram!("wsc_fanout_duration_seconds", Unit::Seconds, "Time of one fan-out round, all members.");
+    describe_counter!("wsc_fanout_frames_total", "Frames that went through fan-out rounds.");
+    describe_counter!("wsc_failures_by_reason_total", "Pairs that failed, by reason.");
+}
+
+/// From one small room to the largest with a slow kernel, in seconds.
+const FANOUT_BUCKETS: &[f64] =
+    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];

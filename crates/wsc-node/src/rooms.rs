@@ -1,0 +1,297 @@
+//! Rooms: named fan-outs with rules about who is in.
+
+use std::sync::Arc;
+
+use dashmap::{DashMap, Entry};
+use serde::Serialize;
+use wsc_auth::Permission;
+use wsc_protocol::{ErrorCode, ErrorReply, Event, EventType, Id, MessageId};
+use wsc_transport::{Fanout, JoinError};
+
+use crate::{
+    core::Core,
+    encode::{error_frame, now_ms, reply_frame},
+    session::{Seat, Session, SessionRef},
+};
+
+/// One room.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) id: Id,
+    pub(crate) name: Box<str>,
+    /// Most members; 0: no limit.
+    pub(crate) max_clients: u32,
+    /// Made by a join: it goes with its last member.
+    pub(crate) is_automatic: bool,
+    pub(crate) fanout: Fanout<SessionRef>,
+}
+
+/// All rooms of the node.
+#[derive(Debug, Default)]
+pub(crate) struct Rooms {
+    by_id: DashMap<Id, Arc<Room>>,
+}
+
+/// How a room is made.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RoomOptions {
+    /// Its display name; default its id.
+    pub name: Option<String>,
+    /// Most members; 0 and `None`: what the settings say.
+    pub max_clients: Option<u32>,
+}
+
+impl RoomOptions {
+    /// Options with a name and a limit.
+    pub fn new(name: Option<String>, max_clients: Option<u32>) -> Self {
+        Self { name, max_clients }
+    }
+}
+
+/// A room as listings show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RoomInfo {
+    /// Its id.
+    pub id: String,
+    /// Its display name.
+    pub name: String,
+    /// Most members; 0: no limit.
+    pub max_clients: u32,
+    /// How many connections are in it.
+    pub member_count: usize,
+}
+
+impl From<&Room> for RoomInfo {
+    fn from(room: &Room) -> Self {
+        Self {
+            id: room.id.to_string(),
+            name: room.name.to_string(),
+            max_clients: room.max_clients,
+            member_count: room.fanout.len(),
+        }
+    }
+}
+
+impl Rooms {
+    pub(crate) fn get(&self, room_id: &str) -> Option<Arc<Room>> {
+        self.by_id.get(room_id).map(|room| Arc::clone(&room))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// All rooms, by id.
+    pub(crate) fn list(&self) -> Vec<Arc<Room>> {
+        let mut rooms: Vec<_> = self.by_id.iter().map(|entry| Arc::clone(entry.value())).collect();
+        rooms.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        rooms
+    }
+
+    fn remove(&self, room: &Arc<Room>) -> bool {
+        self.by_id.remove_if(room.id.as_str(), |_, now| Arc::ptr_eq(now, room)).is_some()
+    }
+}
+
+impl Core {
+    /// Makes a room that stays until it is deleted.
+    pub(crate) fn create_room(&self, room_id: &str, options: RoomOptions) -> Result<Arc<Room>, ErrorReply> {
+        let (room, is_new) = self.room_or_new(room_id, options, false)?;
+        if is_new { Ok(room) } else { Err(ErrorCode::RoomAlreadyExists.into()) }
+    }
+
+    /// Finds a room or makes one. Returns whether it is new.
+    fn room_or_new(
+        &self,
+        room_id: &str,
+        options: RoomOptions,
+        is_automatic: bool,
+    ) -> Result<(Arc<Room>, bool), ErrorReply> {
+        if let Some(room) = self.rooms.get(room_id) {
+            return Ok((room, false));
+        }
+        let settings = self.settings();
+        if self.rooms.len() as u64 >= settings.rooms.max_rooms {
+            let details = serde_json::json!({ "limit": settings.rooms.max_rooms });
+            return Err(
+                ErrorReply::new(ErrorCode::TooManyRooms, "the hub has no place for another room").with_details(details)
+            );
+        }
+        let id = Id::generated(room_id);
+        let room = match self.rooms.by_id.entry(id.clone()) {
+            Entry::Occupied(entry) => return Ok((Arc::clone(entry.get()), false)),
+            Entry::Vacant(entry) => {
+                let default_max = u32::try_from(settings.rooms.max_clients).unwrap_or(u32::MAX);
+                let room = Arc::new(Room {
+                    name: options.name.map_or_else(|| room_id.into(), String::into_boxed_str),
+                    max_clients: options.max_clients.filter(|&max| max > 0).unwrap_or(default_max),
+                    is_automatic,
+                    fanout: self.fanouts.fanout(),
+                    id: id.clone(),
+                });
+                entry.insert(Arc::clone(&room));
+                room
+            }
+        };
+        self.events.publish_with(EventType::RoomCreated, || Event::RoomCreated { room_id: id });
+        Ok((room, true))
+    }
+
+    /// Deletes a room and tells its members, but for the connection that asked for it.
+    pub(crate) fn delete_room(&self, room_id: &str, asked_by: Option<&Session>) -> Result<(), ErrorReply> {
+        let room = self.rooms.get(room_id).ok_or(ErrorCode::RoomNotFound)?;
+        if !self.rooms.remove(&room) {
+            return Err(ErrorCode::RoomNotFound.into());
+        }
+        let notice = reply_frame("room_deleted", None, now_ms(), |json| {
+            json.raw("{\"room_id\":").string(room_id).raw("}");
+        });
+        let own_slot = asked_by.and_then(|session| session.joined.lock().find(room_id).map(|seat| seat.slot));
+        for SessionRef(member) in room.fanout.close(&notice, own_slot).unwrap_or_default() {
+            member.joined.lock().remove(&room);
+        }
+        self.events.publish_with(EventType::RoomDeleted, || Event::RoomDeleted { room_id: room.id.clone() });
+        Ok(())
+    }
+
+    /// Puts a connection into a room and tells it so: as the answer to its request, or as a notice where somebody
+    /// else did it. What refuses is returned, not sent.
+    pub(crate) fn join(
+        &self,
+        session: &Arc<Session>,
+        room_id: &str,
+        request_id: Option<&MessageId<'_>>,
+        by_request: bool,
+    ) -> Result<(), ErrorReply> {
+        loop {
+            let room = match self.rooms.get(room_id) {
+                Some(room) => room,
+                None => self.room_for_join(session, room_id, by_request)?,
+            };
+            let max_rooms = self.settings().limits.rooms_per_connection;
+            let mut result = Ok(());
+            let mut is_stale = false;
+            session.outbound.send_with(|| {
+                let mut joined = session.joined.lock();
+                if joined.is_gone() {
+                    result = Err(ErrorReply::from(ErrorCode::ClientNotFound));
+                    return None;
+                }
+                if joined.find(room_id).is_some_and(|seat| Arc::ptr_eq(&seat.room, &room)) {
+                    result = Err(ErrorCode::AlreadyInRoom.into());
+                    return None;
+                }
+                if max_rooms > 0 && joined.len() as u64 >= max_rooms {
+                    let details = serde_json::json!({ "limit": max_rooms });
+                    result = Err(ErrorReply::from(ErrorCode::TooManyRooms).with_details(details));
+                    return None;
+                }
+                let max = (room.max_clients > 0).then_some(room.max_clients as usize);
+                match room.fanout.join(SessionRef(Arc::clone(session)), max) {
+                    Ok(slot) => joined.add(Seat { room: Arc::clone(&room), slot }),
+                    Err(JoinError::Full) => {
+                        result = Err(ErrorCode::RoomFull.into());
+                        return None;
+                    }
+                    Err(JoinError::Closed) => {
+                        is_stale = true;
+                        return None;
+                    }
+                }
+                let status = if by_request { "joined" } else { "added" };
+                Some(reply_frame("room_joined", request_id, now_ms(), |json| {
+                    json.raw("{\"room_id\":").string(room_id).raw(",\"status\":").string(status).raw("}");
+                }))
+            });
+            if is_stale {
+                // It was closed between the look-up and the join; whoever closes it removes it, and so may we.
+                self.rooms.remove(&room);
+                continue;
+            }
+            if result.is_ok() {
+                self.events.publish_with(EventType::RoomJoined, || Event::RoomJoined {
+                    room_id: room.id.clone(),
+                    client: session.info(),
+                });
+            } else if room.is_automatic {
+                // It may have been made for this very join.
+                self.drop_if_empty(&room);
+            }
+            return result;
+        }
+    }
+
+    fn room_for_join(&self, session: &Session, room_id: &str, by_request: bool) -> Result<Arc<Room>, ErrorReply> {
+        let may_create = by_request
+            && self.settings().rooms.auto_create
+            && session.permissions.allows_room(Permission::CreateRoom, room_id);
+        if !may_create {
+            return Err(ErrorCode::RoomNotFound.into());
+        }
+        self.room_or_new(room_id, RoomOptions::default(), true).map(|(room, _)| room)
+    }
+
+    /// Takes a connection out of a room and tells it so; `reason` is set where it did not ask for that.
+    pub(crate) fn leave(
+        &self,
+        session: &Arc<Session>,
+        room_id: &str,
+        request_id: Option<&MessageId<'_>>,
+        reason: Option<&str>,
+    ) -> Result<(), ErrorReply> {
+        let mut left = None;
+        session.outbound.send_with(|| {
+            let mut joined = session.joined.lock();
+            let room = Arc::clone(&joined.find(room_id)?.room);
+            let seat = joined.remove(&room)?;
+            drop(joined);
+            seat.room.fanout.leave(seat.slot);
+            left = Some(seat.room);
+            Some(reply_frame("room_left", request_id, now_ms(), |json| {
+                json.raw("{\"room_id\":").string(room_id);
+                match reason {
+                    None => json.raw(",\"status\":\"left\"}"),
+                    Some(reason) => json.raw(",\"status\":\"removed\",\"reason\":").string(reason).raw("}"),
+                };
+            }))
+        });
+        match left {
+            Some(room) => {
+                self.left(&room, session);
+                Ok(())
+            }
+            None if self.rooms.get(room_id).is_none() => Err(ErrorCode::RoomNotFound.into()),
+            None => Err(ErrorCode::NotInRoom.into()),
+        }
+    }
+
+    /// A connection is gone: so are its seats.
+    pub(crate) fn leave_all(&self, session: &Arc<Session>) {
+        let seats = session.joined.lock().take_all();
+        for seat in seats {
+            seat.room.fanout.leave(seat.slot);
+            self.left(&seat.room, session);
+        }
+    }
+
+    fn left(&self, room: &Arc<Room>, session: &Session) {
+        self.events
+            .publish_with(EventType::RoomLeft, || Event::RoomLeft { room_id: room.id.clone(), client: session.info() });
+        if room.is_automatic {
+            self.drop_if_empty(room);
+        }
+    }
+
+    fn drop_if_empty(&self, room: &Arc<Room>) {
+        if room.fanout.close_if_empty() && self.rooms.remove(room) {
+            self.events.publish_with(EventType::RoomDeleted, || Event::RoomDeleted { room_id: room.id.clone() });
+        }
+    }
+
+    /// Answers a request that failed.
+    pub(crate) fn send_error(session: &Session, error: &ErrorReply, request_id: Option<&MessageId<'_>>) {
+        session.outbound.send(&error_frame(error, request_id, now_ms()));
+    }
+}

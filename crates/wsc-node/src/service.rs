@@ -1,0 +1,133 @@
+//! What the transport calls: admission, the opening and the end of connections, other HTTP requests.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering::Relaxed},
+};
+
+use http::Request;
+use parking_lot::Mutex;
+use uuid::Uuid;
+use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, Event, EventType, encode};
+use wsc_transport::{Admission, FanoutReport, Handler, Message, Next, Outbound, Peer, Service, Stream};
+
+use crate::{
+    admission::Ticket,
+    api,
+    core::Core,
+    encode::{now_ms, with_frame},
+    session::{Joined, Session, SessionRef},
+    users::Attached,
+};
+
+/// The node behind its transport.
+pub(crate) struct NodeService(pub(crate) Arc<Core>);
+
+impl Service for NodeService {
+    type Ticket = Ticket;
+    type Handler = Connected;
+
+    async fn admit(&self, request: &Request<()>, peer: Peer) -> Admission<Ticket> {
+        self.0.admit(request, Some(&peer)).await
+    }
+
+    fn open(&self, ticket: Ticket, outbound: &Outbound) -> Connected {
+        self.0.open(ticket, outbound)
+    }
+
+    async fn http(&self, stream: Stream, peer: Peer) {
+        api::serve(&self.0, stream, peer).await;
+    }
+
+    fn flushed(&self, report: FanoutReport) {
+        self.0.metrics.fanout(report);
+    }
+}
+
+/// One open connection.
+pub(crate) struct Connected {
+    pub(crate) core: Arc<Core>,
+    pub(crate) session: Arc<Session>,
+    everyone_slot: u32,
+}
+
+impl Core {
+    /// Registers a connection. Nothing is on the wire yet, so what is sent first here comes first there.
+    fn open(self: &Arc<Self>, ticket: Ticket, outbound: &Outbound) -> Connected {
+        let Ticket { user_id, client_id, device_id, user_type, permissions, expires_at, speaks_v1, place } = ticket;
+        let id = Uuid::now_v7();
+        let now = now_ms();
+        let ping_interval_ms = self.settings().ping_interval.as_millis() as u64;
+        with_frame(
+            |out| {
+                encode::reply(out, "connected", None, now, |json| {
+                    json.raw("{\"client_id\":").string(&client_id.to_string());
+                    json.raw(",\"user_id\":").string(user_id.as_str()).raw(",\"session\":").uuid(id);
+                    json.raw(",\"node_id\":").string(&self.node_id);
+                    json.raw(",\"ping_interval_ms\":").number(ping_interval_ms);
+                    if let Some(expires_at) = expires_at {
+                        json.raw(",\"expires_at\":").number(expires_at);
+                    }
+                    json.raw("}");
+                });
+            },
+            |frame| outbound.send(frame),
+        );
+        let Attached { session, replaced, is_first } = self.users.attach(&user_id, |user| Session {
+            id,
+            user,
+            client_id,
+            device_id,
+            permissions,
+            outbound: outbound.clone(),
+            connected_at: now,
+            user_type,
+            speaks_v1,
+            bad_frames: AtomicU8::new(0),
+            joined: Mutex::new(Joined::default()),
+        });
+        place.keep();
+        if let Some(replaced) = &replaced {
+            let close = CloseReason::new(CloseCode::REPLACED, "replaced by a newer connection of this client id");
+            replaced.outbound.close(&close, DisconnectReason::Replaced);
+        }
+        // Without a limit a fan-out that is never closed takes everybody.
+        let everyone = self.everyone.of(user_type, speaks_v1);
+        let everyone_slot = everyone.join(SessionRef(Arc::clone(&session)), None).unwrap_or(u32::MAX);
+        if is_first {
+            self.user_came(&user_id);
+        }
+        match replaced {
+            Some(replaced) => self.events.publish_with(EventType::ClientReconnected, || Event::ClientReconnected {
+                client: session.info(),
+                replaced: replaced.id,
+            }),
+            None => self.events.publish_with(EventType::ClientConnected, || Event::ClientConnected(session.info())),
+        }
+        Connected { core: Arc::clone(self), session, everyone_slot }
+    }
+}
+
+impl Handler for Connected {
+    fn message(&self, message: Message<'_>) -> Next {
+        self.dispatch(message)
+    }
+
+    fn closed(self, cause: DisconnectReason) {
+        let Self { core, session, everyone_slot } = self;
+        core.everyone.of(session.user_type, session.speaks_v1).leave(everyone_slot);
+        core.leave_all(&session);
+        let was_last = core.users.detach(&session) == Some(true);
+        core.admitted.fetch_sub(1, Relaxed);
+        core.metrics.disconnected(cause);
+        core.events.publish_with(EventType::ClientDisconnected, || Event::ClientDisconnected {
+            client: session.info(),
+            reason: cause,
+            duration_ms: now_ms().saturating_sub(session.connected_at),
+        });
+        if was_last {
+            core.user_went(&session.user.id, session.id.as_u128() as u64);
+        }
+        tracing::debug!(session = %session.id, user_id = %session.user.id, %cause, "disconnected");
+    }
+}

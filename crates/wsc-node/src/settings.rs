@@ -1,0 +1,37 @@
+//! The one place where the user's settings become the layers' configurations.
+
+use wsc_config::{QueuePolicy as Policy, Settings};
+use wsc_events::EventBusConfig;
+use wsc_failure::FailureRouterConfig;
+use wsc_transport::{QueuePolicy, TransportConfig};
+
+pub(crate) fn transport(settings: &Settings) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config.max_message_size = settings.max_message_size.as_usize();
+    config.handshake_timeout = settings.handshake_timeout;
+    config.pending_handshakes = usize::try_from(settings.limits.pending_handshakes).unwrap_or(usize::MAX);
+    config.write_timeout = settings.write_timeout;
+    config.ping_interval = settings.ping_interval;
+    config.pong_timeout = settings.pong_timeout;
+    config.queue_max_bytes = settings.queue.max_bytes.as_usize();
+    config.queue_policy = match settings.queue.policy {
+        Policy::DropOldest => QueuePolicy::DropOldest,
+        Policy::DropNewest => QueuePolicy::DropNewest,
+        // Spilling needs the inbox; the settings' check refuses it until then.
+        _ => QueuePolicy::Disconnect,
+    };
+    config.fanout_max_bytes = settings.rooms.max_pending_bytes.as_usize();
+    config
+}
+
+pub(crate) fn failures(settings: &Settings) -> FailureRouterConfig {
+    let mut config = FailureRouterConfig::default();
+    config.workers = settings.failure_handlers.workers as usize;
+    config.queue = usize::try_from(settings.failure_handlers.queue).unwrap_or(usize::MAX);
+    config.timeout = settings.failure_handlers.timeout;
+    config
+}
+
+pub(crate) fn events(_settings: &Settings) -> EventBusConfig {
+    EventBusConfig::default()
+}

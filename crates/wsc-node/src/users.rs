@@ -1,0 +1,144 @@
+//! Who is connected.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use dashmap::{DashMap, Entry};
+use parking_lot::Mutex;
+use uuid::Uuid;
+use wsc_protocol::Id;
+
+use crate::session::Session;
+
+/// A user with at least one connection.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) id: Id,
+    sessions: Mutex<Vec<Arc<Session>>>,
+}
+
+impl User {
+    /// The user's connections at this moment.
+    pub(crate) fn sessions(&self) -> Vec<Arc<Session>> {
+        self.sessions.lock().clone()
+    }
+
+    /// The user's only connection, or all of them; what a send needs without a list for the most common case.
+    pub(crate) fn recipients(&self) -> Recipients {
+        match &self.sessions.lock()[..] {
+            [only] => Recipients::One(Arc::clone(only)),
+            all => Recipients::Many(all.to_vec()),
+        }
+    }
+
+    pub(crate) fn find_client(&self, client_id: &str) -> Option<Arc<Session>> {
+        self.sessions.lock().iter().find(|s| s.client_id.matches(client_id)).cloned()
+    }
+}
+
+/// The connections that a message to a user goes to.
+pub(crate) enum Recipients {
+    One(Arc<Session>),
+    Many(Vec<Arc<Session>>),
+}
+
+impl Recipients {
+    pub(crate) fn as_slice(&self) -> &[Arc<Session>] {
+        match self {
+            Self::One(session) => std::slice::from_ref(session),
+            Self::Many(sessions) => sessions,
+        }
+    }
+}
+
+/// All users of the node, and all connections by session id.
+#[derive(Debug, Default)]
+pub(crate) struct Users {
+    by_id: DashMap<Id, Arc<User>>,
+    by_session: DashMap<Uuid, Arc<Session>>,
+    connections_total: AtomicU64,
+}
+
+/// What a new connection changed.
+pub(crate) struct Attached {
+    pub(crate) session: Arc<Session>,
+    /// The connection whose place it took.
+    pub(crate) replaced: Option<Arc<Session>>,
+    /// Whether it is its user's only one.
+    pub(crate) is_first: bool,
+}
+
+impl Users {
+    /// Adds the connection that `make` builds for its user.
+    pub(crate) fn attach(&self, user_id: &Id, make: impl FnOnce(Arc<User>) -> Session) -> Attached {
+        self.connections_total.fetch_add(1, Relaxed);
+        // The map's shard stays locked until the connection is in, so that the user cannot be removed meanwhile.
+        let entry = match self.by_id.entry(user_id.clone()) {
+            Entry::Occupied(entry) => entry.into_ref(),
+            Entry::Vacant(entry) => {
+                let user = User { id: user_id.clone(), sessions: Mutex::default() };
+                entry.insert(Arc::new(user))
+            }
+        };
+        let user = Arc::clone(entry.value());
+        let session = Arc::new(make(Arc::clone(&user)));
+        let mut sessions = user.sessions.lock();
+        let old = sessions.iter().position(|s| s.client_id == session.client_id);
+        let replaced = old.map(|at| sessions.swap_remove(at));
+        let is_first = sessions.is_empty() && replaced.is_none();
+        sessions.reserve_exact(1);
+        sessions.push(Arc::clone(&session));
+        drop(sessions);
+        drop(entry);
+        if let Some(replaced) = &replaced {
+            self.by_session.remove(&replaced.id);
+        }
+        self.by_session.insert(session.id, Arc::clone(&session));
+        Attached { session, replaced, is_first }
+    }
+
+    /// Removes a connection. Returns whether it was its user's last; `None` where it was not there (any more).
+    pub(crate) fn detach(&self, session: &Arc<Session>) -> Option<bool> {
+        self.by_session.remove(&session.id);
+        let mut is_last = None;
+        self.by_id.remove_if(session.user.id.as_str(), |_, user| {
+            let mut sessions = user.sessions.lock();
+            if let Some(at) = sessions.iter().position(|s| Arc::ptr_eq(s, session)) {
+                sessions.swap_remove(at);
+                is_last = Some(sessions.is_empty());
+            }
+            sessions.is_empty()
+        });
+        is_last
+    }
+
+    pub(crate) fn get(&self, user_id: &str) -> Option<Arc<User>> {
+        self.by_id.get(user_id).map(|user| Arc::clone(&user))
+    }
+
+    pub(crate) fn session(&self, id: Uuid) -> Option<Arc<Session>> {
+        self.by_session.get(&id).map(|session| Arc::clone(&session))
+    }
+
+    /// Every connection at this moment, in no order.
+    pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
+        self.by_session.iter().map(|entry| Arc::clone(entry.value())).collect()
+    }
+
+    /// How many users have a connection.
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// How many connections there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.by_session.len()
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn connections_total(&self) -> u64 {
+        self.connections_total.load(Relaxed)
+    }
+}
