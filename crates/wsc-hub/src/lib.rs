@@ -1,1 +1,88 @@
-//! wsc-hub
+//! The WebSocket hub where every message has a known fate.
+//!
+//! A program embeds a [`Hub`], lets clients connect, and sends to users, rooms or everybody; each send says what
+//! became of the message. The same hub runs as a server of its own: the `wsc` command of `wsc-server`.
+//!
+//! This crate is what programs depend on. It has no logic of its own: it gathers the crates below it, and each of
+//! them can be used alone.
+//!
+//! # A hub in ten lines
+//!
+//! ```no_run
+//! use wsc_hub::{Context, ErrorReply, Hub};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let hub = Hub::builder()
+//!         .on("shout", |_: Context, text: String| async move { Ok::<_, ErrorReply>(text.to_uppercase()) })
+//!         .start()?;
+//!     let address = hub.listen("127.0.0.1:8080".parse()?)?;
+//!     println!("try http://{address}/");
+//!     tokio::signal::ctrl_c().await?;
+//!     hub.shutdown().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Inside an axum application
+//!
+//! [`Hub::router`] has all routes of the hub; mount it beside your own. The upgrade goes through the same transport
+//! as with [`Hub::listen`].
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use axum::{Router, routing::get};
+//! use wsc_hub::Hub;
+//!
+//! let hub = Hub::builder().start()?;
+//! let app = Router::new().route("/hello", get(async || "hello")).merge(hub.router());
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+//! axum::serve(listener, app.into_make_service_with_connect_info::<std::net::SocketAddr>()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Sending
+//!
+//! ```no_run
+//! # fn send(hub: &wsc_hub::Hub) -> Result<(), wsc_hub::ErrorReply> {
+//! let receipt = hub.send_to_user("alice", serde_json::json!({ "text": "your order has shipped" }))?;
+//! println!("{} is {}", receipt.id, receipt.fate.outcome.as_str());
+//! let (_, members) = hub.send_to_room("support", "a customer waits")?;
+//! println!("{members} agents were told");
+//! hub.broadcast("maintenance at noon", None)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Watching
+//!
+//! ```no_run
+//! # fn watch(hub: &wsc_hub::Hub) -> Result<(), Box<dyn std::error::Error>> {
+//! hub.events().register_sync("user.*".parse()?, |event| println!("{event:?}"));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Cargo features
+//!
+//! None yet; brokers and databases will come as features.
+
+pub use wsc_auth as auth;
+pub use wsc_cluster as cluster;
+pub use wsc_config as config;
+pub use wsc_delivery as delivery;
+pub use wsc_events as events;
+pub use wsc_failure as failure;
+pub use wsc_protocol as protocol;
+pub use wsc_store as store;
+pub use wsc_transport as transport;
+
+pub use wsc_config::Settings;
+pub use wsc_node::{
+    Context, Hub, HubBuilder, ListenError, MessageHandler, RoomInfo, RoomOptions, SendOptions, SendReceipt, StartError,
+};
+pub use wsc_protocol::{
+    CloseCode, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, HubMessage, Id, Outcome,
+    Priority, UserType,
+};

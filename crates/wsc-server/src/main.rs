@@ -1,1 +1,24 @@
-fn main() {}
+//! The `wsc` command: the hub as a server.
+
+mod cli;
+mod log;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The smallest resident memory for many idle connections: its size classes fit the runtime's aligned blocks.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    match cli::run(cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("wsc: {failure}");
+            failure.exit_code()
+        }
+    }
+}

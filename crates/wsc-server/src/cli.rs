@@ -1,0 +1,118 @@
+//! The command line.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use wsc_hub::config::{self, ConfigError, Source, Strictness};
+
+use crate::serve;
+
+/// A WebSocket hub where every message has a known fate.
+#[derive(Debug, Parser)]
+#[command(name = "wsc", version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the hub (what `wsc` does without a command)
+    Serve(ServeArgs),
+    /// Check a settings file and say all that is wrong with it
+    CheckConfig {
+        /// The file: YAML, TOML or JSON
+        file: PathBuf,
+        /// Check with this profile of the file
+        #[arg(long, value_name = "NAME")]
+        profile: Option<String>,
+    },
+    /// Print a settings file with every key, its meaning and its default
+    DefaultConfig,
+    /// Print the version
+    Version,
+}
+
+/// How the hub is run.
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// The settings file; default ./wsc.yaml where there is one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Lay this profile of the file over its plain settings
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+}
+
+/// Why the command ends in failure.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The settings are wrong: exit code 2.
+    Settings(ConfigError),
+    /// Anything else: exit code 1.
+    Other(anyhow::Error),
+}
+
+impl Failure {
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Settings(_) => ExitCode::from(2),
+            Self::Other(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settings(error) => fmt::Display::fmt(error, f),
+            Self::Other(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Settings(error)
+    }
+}
+
+/// Does what the command line asks for.
+pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => {
+            let source = Source::locate(args.config);
+            let settings = config::load(&source, args.profile.as_deref(), Strictness::Strict, config::environment())?;
+            serve::run(settings, &source)?;
+            Ok(())
+        }
+        Command::CheckConfig { file, profile } => {
+            let source = Source::File(file);
+            config::load(&source, profile.as_deref(), Strictness::Strict, config::environment())?;
+            say(&format!("{source}: ok\n"))
+        }
+        Command::DefaultConfig => say(&config::default_config()),
+        Command::Version => say(&format!("wsc {}\n", env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+/// Prints what was asked for; a reader that went away early is no failure.
+fn say(text: &str) -> Result<(), Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(anyhow::Error::new(e).into()),
+        _ => Ok(()),
+    }
+}

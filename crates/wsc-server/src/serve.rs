@@ -1,0 +1,81 @@
+//! Running the hub until a signal ends it.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+};
+
+use anyhow::Context;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use wsc_hub::{Hub, Settings, config::Source};
+
+use crate::log;
+
+/// Serves with these settings; returns after a shutdown in order.
+pub(crate) fn run(settings: Settings, source: &Source) -> anyhow::Result<()> {
+    log::init(&settings.log);
+    let descriptors = raise_descriptor_limit();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        // Asked for first: a signal that comes while the hub starts must not end it half-way.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let hub = Hub::builder().settings(settings.clone()).start()?;
+        let address = hub.listen(settings.listen)?;
+        let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
+        greet(&settings, source, address, internal);
+        if let Some(limit) = descriptors.filter(|&limit| limit < settings.max_connections) {
+            tracing::warn!(
+                max_connections = settings.max_connections,
+                descriptor_limit = limit,
+                "max_connections is above the limit of file descriptors: connections will be refused before"
+            );
+        }
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("shutting down; a second signal ends at once");
+        tokio::select! {
+            () = hub.shutdown() => {
+                tracing::info!("bye");
+                Ok(())
+            }
+            _ = terminate.recv() => Err(anyhow::anyhow!("ended by a second signal")),
+            _ = interrupt.recv() => Err(anyhow::anyhow!("ended by a second signal")),
+        }
+    })
+}
+
+/// Says where the hub is and how to try it.
+fn greet(settings: &Settings, source: &Source, address: SocketAddr, internal: Option<SocketAddr>) {
+    let (http, ws) = if settings.tls.cert.is_some() { ("https", "wss") } else { ("http", "ws") };
+    let mut text = format!("wsc: listening on {http}://{address}\n");
+    if let Some(internal) = internal {
+        text += &format!("wsc: metrics and debug pages on http://{internal}\n");
+    }
+    text += &format!("wsc: settings: {source}\n");
+    text += &format!("wsc: demo page       {http}://{address}/\n");
+    text += &format!("wsc: clients         {ws}://{address}/ws?user_id=alice\n");
+    text += &format!("wsc: API description {http}://{address}/openapi.json\n");
+    text += "wsc: push to a user:\n";
+    text += &format!(
+        "       curl -H 'Content-Type: application/json' -d '{{\"content\":\"hello\"}}' \
+         {http}://{address}/api/users/alice/messages\n"
+    );
+    // Nobody has to read it.
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// Raises the limit of file descriptors as far as it goes; returns it where there is one.
+fn raise_descriptor_limit() -> Option<u64> {
+    let limits = getrlimit(Resource::Nofile);
+    let mut raised = limits;
+    raised.current = limits.maximum;
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(_) => limits.current,
+    }
+}
