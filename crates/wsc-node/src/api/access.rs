@@ -1,0 +1,267 @@
+//! Who asks, and what they may (protocol §5, *Exposure*).
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    extract::{ConnectInfo, Request},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
+use percent_encoding::percent_decode_str;
+use secrecy::ExposeSecret;
+use wsc_auth::{AuthError, Identity, Permission, Permissions, StaticTokens};
+use wsc_config::Settings;
+use wsc_protocol::{ErrorCode, ErrorReply, Id};
+use wsc_transport::Peer;
+
+use super::reply::Refusal;
+use crate::{core::Core, exposure, hub::Hub, routing::SYSTEM};
+
+/// How a request came to us: an extension of every request.
+#[derive(Clone)]
+pub(crate) struct Via {
+    pub(crate) core: Arc<Core>,
+    /// Set where the router was made by a handle.
+    pub(crate) hub: Option<Hub>,
+    /// `None` where a foreign server does not say who is asking.
+    pub(crate) peer: Option<Peer>,
+    pub(crate) surface: Surface,
+}
+
+impl Via {
+    /// The hub, unless it is gone.
+    pub(crate) fn hub(&self) -> Option<Hub> {
+        self.hub.clone().or_else(|| self.core.hub.get().and_then(Hub::upgrade))
+    }
+
+    /// The peer of a request that a foreign server accepted.
+    pub(crate) fn foreign_peer(request: &Request) -> Option<Peer> {
+        let ConnectInfo(remote) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
+        let local = SocketAddr::from(([0, 0, 0, 0], 0));
+        Some(Peer { remote: *remote, local, is_tls: false })
+    }
+
+    /// The settings, as far as access goes: on the operators' listener its own address counts.
+    fn settings(&self) -> Arc<Settings> {
+        let mut settings = self.core.settings();
+        if let (Surface::Internal, Some(peer)) = (self.surface, self.peer) {
+            Arc::make_mut(&mut settings).listen = peer.local;
+        }
+        settings
+    }
+}
+
+/// Which listener a request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Surface {
+    /// Where clients come.
+    Public,
+    /// Where operators come (`http.internal_listen`).
+    Internal,
+}
+
+/// Who asks for something that is not for everybody.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// `None`: a back end, or a program of this machine.
+    user_id: Option<Id>,
+    permissions: Permissions,
+}
+
+impl Caller {
+    fn operator() -> Self {
+        Self { user_id: None, permissions: Permissions::all() }
+    }
+
+    pub(crate) fn is_admin(&self) -> bool {
+        self.permissions.allows(Permission::AdminSystem, None)
+    }
+
+    /// Refuses where the caller may not do this to the room.
+    pub(crate) fn require_room(&self, permission: Permission, room_id: &str) -> Result<(), Refusal> {
+        if self.permissions.allows_room(permission, room_id) { Ok(()) } else { Err(missing(permission)) }
+    }
+
+    /// Refuses what only `admin:system` may ask for.
+    pub(crate) fn require_admin(&self, what: &str) -> Result<(), Refusal> {
+        if self.is_admin() { Ok(()) } else { Err(Refusal::forbidden(format!("{what} needs admin:system"))) }
+    }
+
+    /// Who a message is from that does not say.
+    pub(crate) fn sender_id(&self) -> &str {
+        match &self.user_id {
+            Some(user_id) if !self.is_admin() => user_id.as_str(),
+            _ => SYSTEM,
+        }
+    }
+}
+
+fn missing(permission: Permission) -> Refusal {
+    Refusal::forbidden(format!("this needs {}", permission.as_str()))
+}
+
+/// Lets a request in, or answers it: who may talk to us at all, what this listener serves, who asks, what they may.
+pub(crate) async fn guard(request: Request, next: Next) -> Response {
+    let mut response = match admit(request).await {
+        Ok(request) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn admit(request: Request) -> Result<Request, Refusal> {
+    let (mut parts, body) = request.into_parts();
+    let Some(via) = parts.extensions.get::<Via>().cloned() else {
+        return Err(ErrorCode::ServerError.into());
+    };
+    let settings = via.settings();
+    exposure::check_origin(&parts.headers, &settings)
+        .and_then(|()| exposure::check_host(&parts.headers, &parts.uri, &settings))
+        .map_err(Refusal::forbidden)?;
+    let path = Path::of(parts.uri.path());
+    if !path.is_served_on(via.surface, settings.http.internal_listen.is_some()) {
+        return Err(Refusal::no_such_path());
+    }
+    let need = path.need(&parts.method);
+    if need.is_some() || path.tells_some_more() {
+        match (caller(&via, &parts, &settings).await, need) {
+            (Ok(caller), need) => {
+                need.map_or(Ok(()), |need| need.check(&caller.permissions))?;
+                parts.extensions.insert(caller);
+            }
+            (Err(_), None) => {}
+            (Err(refusal), Some(_)) => return Err(refusal),
+        }
+    }
+    Ok(Request::from_parts(parts, body))
+}
+
+/// Finds out who asks.
+async fn caller(via: &Via, parts: &Parts, settings: &Settings) -> Result<Caller, Refusal> {
+    let credentials = Credentials::of(&parts.headers);
+    let keys = &settings.http.api_keys;
+    let authenticator = via.core.authenticator.as_ref();
+    // Where nothing is checked nothing can be wrong: clients may send tokens to a hub that wants none.
+    if let Some(credentials) = credentials.filter(|_| authenticator.is_some() || !keys.is_empty()) {
+        if is_api_key(credentials.text(), settings) {
+            return Ok(Caller::operator());
+        }
+        let (Credentials::Bearer(token), Some(authenticator)) = (credentials, authenticator) else {
+            return Err(ErrorReply::new(ErrorCode::InvalidToken, "this is no API key").into());
+        };
+        let identity = tokio::time::timeout(settings.handshake_timeout, authenticator.authenticate(token)).await;
+        let Identity { user_id, permissions, .. } = identity
+            .unwrap_or(Err(AuthError::Unavailable))
+            .map_err(|error| ErrorReply::new(error.error_code(), error.to_string()))?;
+        return Ok(Caller { user_id: Some(user_id), permissions });
+    }
+    if authenticator.is_some() {
+        return Err(ErrorReply::new(ErrorCode::Unauthorized, "this needs an API key or a token").into());
+    }
+    exposure::check_private(&parts.headers, &parts.uri, via.peer.as_ref(), settings).map_err(Refusal::forbidden)?;
+    Ok(Caller::operator())
+}
+
+/// What a request says to prove who it is from.
+#[derive(Clone, Copy)]
+enum Credentials<'r> {
+    Bearer(&'r str),
+    ApiKey(&'r str),
+}
+
+impl<'r> Credentials<'r> {
+    fn of(headers: &'r HeaderMap) -> Option<Self> {
+        if let Some(key) = headers.get("x-api-key") {
+            // One that is no text is as wrong as any other.
+            return Some(Self::ApiKey(key.to_str().unwrap_or_default()));
+        }
+        let value = headers.get(header::AUTHORIZATION)?.to_str().unwrap_or_default();
+        let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+        Some(Self::Bearer(if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" }))
+    }
+
+    fn text(self) -> &'r str {
+        match self {
+            Self::Bearer(text) | Self::ApiKey(text) => text,
+        }
+    }
+}
+
+fn is_api_key(text: &str, settings: &Settings) -> bool {
+    let nobody = || Identity::new(Id::generated(SYSTEM), Permissions::none());
+    // It compares all of them in constant time.
+    let keys: StaticTokens =
+        settings.http.api_keys.iter().map(|key| (key.expose_secret().to_owned(), nobody())).collect();
+    keys.find(text).is_some()
+}
+
+/// A path, taken apart.
+struct Path<'p>(Vec<&'p str>);
+
+impl<'p> Path<'p> {
+    fn of(path: &'p str) -> Self {
+        Self(path.split('/').skip(1).collect())
+    }
+}
+
+/// What a caller must hold.
+#[derive(Debug, PartialEq, Eq)]
+enum Need {
+    /// For everything.
+    Everywhere(Permission),
+    /// For this room; `None` where the body names it.
+    Room(Permission, Option<String>),
+    /// To send to this user.
+    User(String),
+}
+
+impl Need {
+    fn check(&self, permissions: &Permissions) -> Result<(), Refusal> {
+        let (is_held, permission) = match self {
+            Self::Everywhere(permission) => (permissions.allows(*permission, None), *permission),
+            Self::Room(permission, Some(room_id)) => (permissions.allows_room(*permission, room_id), *permission),
+            // The handler asks again once it knows which.
+            Self::Room(permission, None) => (permissions.holds_some(*permission), *permission),
+            Self::User(user_id) => (permissions.allows_direct(user_id), Permission::SendMessage),
+        };
+        if is_held { Ok(()) } else { Err(missing(permission)) }
+    }
+}
+
+impl Path<'_> {
+    /// What the path and method need; `None`: nothing. A path that is not known is closed.
+    fn need(&self, method: &Method) -> Option<Need> {
+        use Permission::{AdminRoom, AdminSystem, CreateRoom};
+        let decoded = |id: &str| percent_decode_str(id).decode_utf8_lossy().into_owned();
+        Some(match &self.0[..] {
+            ["api", "rooms"] if method == Method::POST => Need::Room(CreateRoom, None),
+            ["api", "rooms"] => Need::Everywhere(AdminRoom),
+            ["api", "rooms", id, ..] => Need::Room(AdminRoom, Some(decoded(id))),
+            ["api", "broadcast", "room"] => Need::Room(AdminRoom, None),
+            ["api", "users", id, "messages"] => Need::User(decoded(id)),
+            ["api" | "debug" | "metrics", ..] | ["health", "failure-stats" | "retry-config"] => {
+                Need::Everywhere(AdminSystem)
+            }
+            _ => return None,
+        })
+    }
+
+    /// Whether everybody may see it, but not everybody the same.
+    fn tells_some_more(&self) -> bool {
+        matches!(&self.0[..], ["health"])
+    }
+
+    /// Whether a listener serves the path. The operators' one, where there is one, has their pages for itself.
+    fn is_served_on(&self, surface: Surface, has_internal: bool) -> bool {
+        let is_operators =
+            matches!(&self.0[..], ["metrics" | "debug", ..] | ["health", "failure-stats" | "retry-config"]);
+        match surface {
+            Surface::Internal => is_operators || self.0.first() == Some(&"health"),
+            Surface::Public => !(is_operators && has_internal),
+        }
+    }
+}

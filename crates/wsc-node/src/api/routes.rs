@@ -1,0 +1,62 @@
+//! Every path there is.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::{Router, extract::Request, middleware, middleware::Next};
+use http::StatusCode;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use wsc_protocol::ErrorCode;
+
+use super::{
+    access::{Surface, Via, guard},
+    reply::Refusal,
+    system,
+};
+use crate::{core::Core, hub::Hub};
+
+/// All routes, for the hub's own listeners. Requests bring their [`Via`] along.
+pub(crate) fn routes() -> &'static Router {
+    static ROUTES: LazyLock<Router> = LazyLock::new(|| {
+        let (router, _) = described().split_for_parts();
+        router
+            .method_not_allowed_fallback(async || wrong_method())
+            .fallback(async || Refusal::no_such_path())
+            .layer(middleware::from_fn(guard))
+            .layer(CatchPanicLayer::custom(answer_panic))
+    });
+    &ROUTES
+}
+
+/// All routes, to be mounted elsewhere: paths that are not ours are none of our business there.
+pub(crate) fn router(core: Arc<Core>, hub: Option<Hub>) -> Router {
+    let (router, _) = described().split_for_parts();
+    router
+        .method_not_allowed_fallback(async || wrong_method())
+        .route_layer(middleware::from_fn(guard))
+        .route_layer(middleware::from_fn(move |mut request: Request, next: Next| {
+            let peer = Via::foreign_peer(&request);
+            let via = Via { core: Arc::clone(&core), hub: hub.clone(), peer, surface: Surface::Public };
+            request.extensions_mut().insert(via);
+            next.run(request)
+        }))
+        .route_layer(CatchPanicLayer::custom(answer_panic))
+}
+
+fn described() -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(system::health))
+}
+
+fn wrong_method() -> Refusal {
+    let message = "this path does not take this method";
+    Refusal::with_status(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::InvalidFormat, message)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer wants this signature")]
+fn answer_panic(panic: Box<dyn std::any::Any + Send>) -> http::Response<axum::body::Body> {
+    use axum::response::IntoResponse;
+
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(panic = text.unwrap_or("?"), "a request handler panicked");
+    Refusal::from(ErrorCode::ServerError).into_response()
+}

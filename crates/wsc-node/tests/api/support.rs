@@ -1,0 +1,58 @@
+//! A hub of one's own on a free port.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use wsc_config::{Format, Settings, Strictness, load_str};
+use wsc_node::{Hub, HubBuilder};
+use wsc_testkit::{Client, HttpResponse, http};
+
+/// A running hub and where it listens.
+pub(crate) struct TestHub {
+    pub(crate) hub: Hub,
+    pub(crate) addr: SocketAddr,
+}
+
+/// A hub with these settings (in YAML's flow form, below `wsc`).
+pub(crate) async fn hub(keys: &str) -> TestHub {
+    hub_with(keys, |builder| builder).await
+}
+
+/// A hub that is changed before it starts.
+pub(crate) async fn hub_with(keys: &str, change: impl FnOnce(HubBuilder) -> HubBuilder) -> TestHub {
+    let hub = change(Hub::builder().settings(settings(keys))).start().unwrap();
+    let addr = hub.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    TestHub { hub, addr }
+}
+
+pub(crate) fn settings(keys: &str) -> Settings {
+    load_str(Format::Yaml, &format!("wsc: {{{keys}}}"), None, Strictness::Strict, []).unwrap()
+}
+
+impl TestHub {
+    pub(crate) async fn http(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&str>,
+    ) -> HttpResponse {
+        http(method, &format!("http://{}{path}", self.addr), headers, body.map(str::as_bytes)).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> HttpResponse {
+        self.http("GET", path, &[], None).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &str) -> HttpResponse {
+        self.http("POST", path, &[("Content-Type", "application/json")], Some(body)).await
+    }
+
+    pub(crate) async fn post_json(&self, path: &str, body: &Value) -> HttpResponse {
+        self.post(path, &body.to_string()).await
+    }
+
+    pub(crate) async fn connect(&self, user_id: &str) -> Client {
+        Client::connect(&format!("ws://{}/ws?user_id={user_id}", self.addr)).await
+    }
+}
