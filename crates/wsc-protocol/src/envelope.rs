@@ -210,9 +210,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// What serde_json lets pass in the parts that it only skips: nesting without end and escapes that are no
-/// Unicode text. `text` is valid JSON.
-fn check_text(text: &str) -> Result<(), DecodeError> {
+/// Checks what serde_json lets pass in the parts that it only skips: nesting deeper than [`MAX_NESTING`], and escapes
+/// that are no Unicode text. `text` is valid JSON.
+///
+/// # Errors
+///
+/// [`DecodeError`] with code 1001 says which of the two it is.
+///
+/// # Panics
+///
+/// May panic where the text is no valid JSON.
+pub fn check_text(text: &str) -> Result<(), DecodeError> {
     let bytes = text.as_bytes();
     // Nearly every frame is done here; both loops run over many bytes at a time.
     let openings = bytes.iter().filter(|b| matches!(b, b'{' | b'[')).count();

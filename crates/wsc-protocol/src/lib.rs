@@ -34,7 +34,7 @@ mod request;
 mod user_type;
 
 pub use close::{CloseCode, CloseReason};
-pub use envelope::{DecodeError, Envelope, MAX_MESSAGE_ID_LEN, MAX_NESTING, MessageId};
+pub use envelope::{DecodeError, Envelope, MAX_MESSAGE_ID_LEN, MAX_NESTING, MessageId, check_text};
 pub use error::{ErrorCode, ErrorReply};
 pub use event::{ClientInfo, DisconnectReason, Event, EventType, MessageInfo};
 pub use failure::{FailureKind, FailureReason, UnknownReason};

@@ -202,7 +202,7 @@ pub(crate) enum Transfer {
 }
 
 impl Transfer {
-    fn into_stream(self) -> Stream {
+    pub(crate) fn into_stream(self) -> Stream {
         match self {
             Self::Tcp(tcp) => Box::new(tcp),
             Self::Stream(stream) => stream,
@@ -311,7 +311,7 @@ async fn refuse(stream: Transfer, response: Response<Vec<u8>>) -> io::Result<()>
 }
 
 /// Switches protocols only to say why not.
-async fn farewell(mut stream: Stream, mut answer: Vec<u8>, close: Option<CloseReason>) -> io::Result<()> {
+pub(crate) async fn farewell(mut stream: Stream, mut answer: Vec<u8>, close: Option<CloseReason>) -> io::Result<()> {
     if let Some(close) = close {
         answer.extend_from_slice(&close_frame(&close));
     }

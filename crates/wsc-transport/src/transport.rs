@@ -19,7 +19,7 @@ use crate::{
     connection::{Connection, Stream, abort_all, close_all},
     fanout::{Fanout, Fanouts, Member},
     flusher::Flushers,
-    handshake::{PendingHandshakes, Transfer, handshake, open},
+    handshake::{PendingHandshakes, Transfer, farewell, handshake, open},
     service::{Peer, Service},
     shared::Shared,
     stats::TransportStats,
@@ -104,16 +104,23 @@ impl<S: Service> Transport<S> {
     /// Takes over a connection that somebody else accepted and upgraded, and serves it in a task of its own.
     /// `unread` is what has been read behind the request's head.
     pub fn adopt(&self, stream: Adopted, unread: Vec<u8>, ticket: S::Ticket) {
-        let stream = match stream {
-            Adopted::Tcp(tcp) => {
-                // It was a courtesy to small messages; without it they are only slower.
-                let _ = tcp.set_nodelay(true);
-                Transfer::Tcp(tcp)
-            }
-            Adopted::Stream(stream) => Transfer::Stream(stream),
-        };
-        let connection = open(&self.0, stream, Vec::new(), unread, ticket);
+        let connection = open(&self.0, stream.into(), Vec::new(), unread, ticket);
         self.spawn(Task::Open(connection));
+    }
+
+    /// Ends a connection that somebody else accepted and upgraded with `close`, in a task of its own: the other half
+    /// of [`Admission::Close`](crate::Admission::Close). The peer gets as long as a handshake to take it.
+    pub fn adopt_and_close(&self, stream: Adopted, close: CloseReason) {
+        let stream = Transfer::from(stream).into_stream();
+        let timeout = self.0.shared.limits.handshake_timeout();
+        let abort = self.0.abort.clone();
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                // Whether the peer read it is its own business.
+                _ = tokio::time::timeout(timeout, farewell(stream, Vec::new(), Some(close))) => {}
+                () = abort.cancelled() => {}
+            }
+        });
     }
 
     /// A new fan-out without members.
@@ -213,6 +220,19 @@ pub enum Adopted {
     Tcp(TcpStream),
     /// Anything else: its task writes.
     Stream(Stream),
+}
+
+impl From<Adopted> for Transfer {
+    fn from(stream: Adopted) -> Self {
+        match stream {
+            Adopted::Tcp(tcp) => {
+                // It was a courtesy to small messages; without it they are only slower.
+                let _ = tcp.set_nodelay(true);
+                Self::Tcp(tcp)
+            }
+            Adopted::Stream(stream) => Self::Stream(stream),
+        }
+    }
 }
 
 impl fmt::Debug for Adopted {

@@ -7,7 +7,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Uri, header, request::Parts};
 use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret;
 use wsc_auth::{AuthError, Identity, Permission, Permissions, StaticTokens};
@@ -40,6 +40,11 @@ impl Via {
         let ConnectInfo(remote) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
         let local = SocketAddr::from(([0, 0, 0, 0], 0));
         Some(Peer { remote: *remote, local, is_tls: false })
+    }
+
+    /// Whether the request is one of this machine (protocol §5, *Exposure*).
+    pub(crate) fn is_private(&self, headers: &HeaderMap, uri: &Uri) -> bool {
+        exposure::check_private(headers, uri, self.peer.as_ref(), &self.settings()).is_ok()
     }
 
     /// The settings, as far as access goes: on the operators' listener its own address counts.
@@ -119,10 +124,12 @@ async fn admit(request: Request) -> Result<Request, Refusal> {
         return Err(ErrorCode::ServerError.into());
     };
     let settings = via.settings();
-    exposure::check_origin(&parts.headers, &settings)
-        .and_then(|()| exposure::check_host(&parts.headers, &parts.uri, &settings))
-        .map_err(Refusal::forbidden)?;
     let path = Path::of(parts.uri.path());
+    if !(path.is_websocket() && parts.headers.contains_key(header::UPGRADE)) {
+        exposure::check_origin(&parts.headers, &settings)
+            .and_then(|()| exposure::check_host(&parts.headers, &parts.uri, &settings))
+            .map_err(Refusal::forbidden)?;
+    }
     if !path.is_served_on(via.surface, settings.http.internal_listen.is_some()) {
         return Err(Refusal::no_such_path());
     }
@@ -248,6 +255,11 @@ impl Path<'_> {
             }
             _ => return None,
         })
+    }
+
+    /// Whether upgrades go there; admission does its own checks, and counts.
+    fn is_websocket(&self) -> bool {
+        self.0[..] == ["ws"]
     }
 
     /// Whether everybody may see it, but not everybody the same.

@@ -1,11 +1,19 @@
 //! The HTTP API (protocol §5).
 
+#![expect(unused_qualifications, reason = "the macro that describes routes writes them")]
+
 mod access;
+mod clients;
 mod extract;
+mod messages;
+mod openapi;
+mod page;
 mod reply;
+mod rooms;
 mod routes;
 mod serve;
 mod system;
+mod upgrade;
 
 pub(crate) use reply::error_response;
 pub(crate) use routes::router;

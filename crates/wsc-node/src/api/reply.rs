@@ -6,6 +6,7 @@ use axum::{
 };
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
+use utoipa::ToSchema;
 use wsc_protocol::{ErrorCode, ErrorReply, encode::JsonWriter};
 
 /// The body of every refusal: `{"error":{"code","message","details"?}}`.
@@ -51,6 +52,11 @@ impl Refusal {
         Self::with_status(StatusCode::NOT_FOUND, ErrorCode::InvalidFormat, "there is nothing at this path")
     }
 
+    /// What goes into the body.
+    pub(crate) fn into_error(self) -> ErrorReply {
+        self.error
+    }
+
     pub(crate) fn details(mut self, details: serde_json::Value) -> Self {
         self.error.details = Some(details);
         self
@@ -81,6 +87,26 @@ impl IntoResponse for Refusal {
         }
         response
     }
+}
+
+/// A refusal.
+#[derive(ToSchema)]
+#[schema(as = Error)]
+#[expect(dead_code, reason = "it describes what `error_response` writes")]
+pub(crate) struct ErrorBody {
+    #[schema(inline)]
+    error: ErrorObject,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what `error_response` writes")]
+pub(crate) struct ErrorObject {
+    /// One of the protocol's error codes.
+    code: u16,
+    /// What went wrong, for people.
+    message: String,
+    /// More for programs.
+    details: Option<serde_json::Value>,
 }
 
 /// JSON with a status.

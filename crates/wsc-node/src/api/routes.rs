@@ -5,13 +5,18 @@ use std::sync::{Arc, LazyLock};
 use axum::{Router, extract::Request, middleware, middleware::Next};
 use http::StatusCode;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
+use wsc_config::DemoPage;
 use wsc_protocol::ErrorCode;
 
 use super::{
     access::{Surface, Via, guard},
+    clients, messages,
+    openapi::Frame,
+    page,
     reply::Refusal,
-    system,
+    rooms, system, upgrade,
 };
 use crate::{core::Core, hub::Hub};
 
@@ -30,7 +35,9 @@ pub(crate) fn routes() -> &'static Router {
 
 /// All routes, to be mounted elsewhere: paths that are not ours are none of our business there.
 pub(crate) fn router(core: Arc<Core>, hub: Option<Hub>) -> Router {
-    let (router, _) = described().split_for_parts();
+    // An application with a page of its own at `/` switches ours off: two would not fit into one router.
+    let has_page = core.settings().http.demo_page != DemoPage::Off;
+    let (router, _) = if has_page { described() } else { described_without_page() }.split_for_parts();
     router
         .method_not_allowed_fallback(async || wrong_method())
         .route_layer(middleware::from_fn(guard))
@@ -43,8 +50,37 @@ pub(crate) fn router(core: Arc<Core>, hub: Option<Hub>) -> Router {
         .route_layer(CatchPanicLayer::custom(answer_panic))
 }
 
-fn described() -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(system::health))
+/// The routes with their description.
+pub(crate) fn described() -> OpenApiRouter {
+    OpenApiRouter::with_openapi(Frame::openapi()).routes(routes!(page::demo_page)).merge(described_without_page())
+}
+
+fn described_without_page() -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(upgrade::ws))
+        .routes(routes!(system::health))
+        .routes(routes!(system::live))
+        .routes(routes!(system::ready))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::failure_stats))
+        .routes(routes!(system::retry_config))
+        .routes(routes!(system::stats))
+        .routes(routes!(system::hub_status))
+        .routes(routes!(system::failures))
+        .routes(routes!(page::openapi_json))
+        .routes(routes!(clients::list_clients))
+        .routes(routes!(clients::show_client, clients::kick_client))
+        .routes(routes!(clients::show_user))
+        .routes(routes!(clients::disconnect_user))
+        .routes(routes!(messages::send_to_user))
+        .routes(routes!(messages::send_batch))
+        .routes(routes!(messages::broadcast))
+        .routes(routes!(rooms::list_rooms, rooms::create_room))
+        .routes(routes!(rooms::delete_room))
+        .routes(routes!(rooms::list_members))
+        .routes(routes!(rooms::add_member, rooms::remove_member))
+        .routes(routes!(rooms::send_to_room))
+        .routes(routes!(rooms::broadcast_to_room))
 }
 
 fn wrong_method() -> Refusal {

@@ -1,16 +1,23 @@
 //! Health, statistics, metrics.
 
-use axum::{Extension, response::Response};
-use http::StatusCode;
-use serde::Serialize;
+use axum::{
+    Extension,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+use wsc_failure::FailureRecord;
+use wsc_protocol::{FailureKind, FailureReason};
 
 use super::{
     access::{Caller, Via},
-    reply,
+    extract::Params,
+    reply::{self, ErrorBody, Refusal},
 };
-use crate::encode::now_ms;
+use crate::{core::Core, dispatch::page, encode::now_ms};
 
 /// How the hub is.
 #[derive(Serialize, ToSchema)]
@@ -35,19 +42,273 @@ pub(crate) struct HealthDetails {
 
 /// Whether the hub works.
 #[utoipa::path(get, path = "/health", tag = "system", responses(
-    (status = 200, body = Health),
+    (status = 200, description = "it does", body = Health),
     (status = 503, description = "degraded", body = Health),
 ))]
 pub(crate) async fn health(Extension(via): Extension<Via>, caller: Option<Extension<Caller>>) -> Response {
     let core = &via.core;
     let is_accepting = via.hub().is_some_and(|hub| hub.inner().transport.is_accepting());
-    let more = caller.is_some().then(|| HealthDetails {
+    let more = caller.filter(|Extension(caller)| caller.is_admin()).map(|_| HealthDetails {
         version: env!("CARGO_PKG_VERSION"),
         node_id: core.node_id.clone(),
-        uptime_seconds: now_ms().saturating_sub(core.started_at) / 1000,
+        uptime_seconds: uptime_seconds(core),
         checks: json!({ "transport": if is_accepting { "ok" } else { "stopped" } }),
     });
     let (status, text) =
         if is_accepting { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "degraded") };
     reply::json(status, &Health { status: text, more })
+}
+
+/// Whether the process answers at all.
+#[utoipa::path(get, path = "/health/live", tag = "system", responses((status = 200, description = "it does")))]
+pub(crate) async fn live() -> Response {
+    reply::ok(&json!({ "status": "ok" }))
+}
+
+/// Whether newcomers are welcome.
+#[utoipa::path(get, path = "/health/ready", tag = "system", responses(
+    (status = 200, description = "they are"),
+    (status = 503, description = "draining"),
+))]
+pub(crate) async fn ready(Extension(via): Extension<Via>) -> Response {
+    if via.core.is_draining() {
+        return reply::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "draining" }));
+    }
+    reply::ok(&json!({ "status": "ok" }))
+}
+
+/// What Prometheus reads.
+#[utoipa::path(get, path = "/metrics", tag = "system", responses(
+    (status = 200, description = "metrics", content_type = "text/plain", body = String),
+    (status = "default", description = "refused", body = ErrorBody),
+))]
+pub(crate) async fn metrics(Extension(via): Extension<Via>) -> Response {
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], via.core.metrics.render(&via.core)).into_response()
+}
+
+/// How many messages failed, by kind.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct FailureCounts {
+    total_failures: u64,
+    queue_full_count: u64,
+    offline_count: u64,
+    timeout_count: u64,
+    conn_error_count: u64,
+    uptime_seconds: u64,
+}
+
+impl FailureCounts {
+    fn of(core: &Core) -> Self {
+        let failures = core.failures.stats();
+        // What fan-outs lose is counted where it is lost.
+        let fanouts = core.fanouts.stats();
+        let (full, closed) = (fanouts.deliveries_queue_full(), fanouts.deliveries_conn_closed());
+        Self {
+            total_failures: failures.total() + full + closed,
+            queue_full_count: failures.of_kind(FailureKind::QueueFull) + full,
+            offline_count: failures.of_kind(FailureKind::UserOffline),
+            timeout_count: failures.of_kind(FailureKind::Timeout),
+            conn_error_count: failures.of_kind(FailureKind::ConnectionError) + closed,
+            uptime_seconds: uptime_seconds(core),
+        }
+    }
+}
+
+/// Counts failures since the start.
+#[utoipa::path(get, path = "/health/failure-stats", tag = "system", responses(
+    (status = 200, description = "the counts", body = FailureCounts),
+    (status = "default", description = "refused", body = ErrorBody),
+))]
+pub(crate) async fn failure_stats(Extension(via): Extension<Via>) -> Response {
+    reply::ok(&FailureCounts::of(&via.core))
+}
+
+/// How failed sends are tried again.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RetryConfig {
+    max_retries: u64,
+    /// Milliseconds.
+    base_delay: u64,
+    backoff_factor: f64,
+    retryable_errors: Vec<String>,
+    non_retryable_errors: Vec<String>,
+}
+
+/// Shows how failed sends are tried again.
+#[utoipa::path(get, path = "/health/retry-config", tag = "system", responses(
+    (status = 200, description = "the settings", body = RetryConfig),
+    (status = "default", description = "refused", body = ErrorBody),
+))]
+pub(crate) async fn retry_config(Extension(via): Extension<Via>) -> Response {
+    let settings = via.core.settings();
+    reply::ok(&RetryConfig {
+        max_retries: settings.max_retries.into(),
+        base_delay: u64::try_from(settings.base_delay.as_millis()).unwrap_or(u64::MAX),
+        backoff_factor: settings.backoff_factor,
+        retryable_errors: settings.retryable_errors.clone(),
+        non_retryable_errors: settings.non_retryable_errors.clone(),
+    })
+}
+
+/// What there is and what became of all messages.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Stats {
+    client_count: usize,
+    /// The same as `client_count`.
+    clients: usize,
+    room_count: usize,
+    /// The same as `room_count`.
+    rooms: usize,
+    user_count: usize,
+    cluster_mode: bool,
+    node_id: String,
+    /// Unix seconds.
+    timestamp: u64,
+    messages: MessageTotals,
+}
+
+/// Pairs of a message and a recipient since the start. Those accepted are either in flight or one of the others.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct MessageTotals {
+    accepted: u64,
+    in_flight: u64,
+    stored: u64,
+    sent: u64,
+    acked: u64,
+    failed: u64,
+    expired: u64,
+    rejected: u64,
+}
+
+/// Counts connections, rooms, users and messages.
+#[utoipa::path(get, path = "/api/stats", tag = "system", responses(
+    (status = 200, description = "the counts", body = Stats),
+    (status = "default", description = "refused", body = ErrorBody),
+))]
+pub(crate) async fn stats(Extension(via): Extension<Via>) -> Response {
+    let core = &via.core;
+    let (clients, rooms, totals) = (core.users.connections(), core.rooms.len(), core.totals());
+    reply::ok(&Stats {
+        client_count: clients,
+        clients,
+        room_count: rooms,
+        rooms,
+        user_count: core.users.len(),
+        cluster_mode: false,
+        node_id: core.node_id.clone(),
+        timestamp: now_ms() / 1000,
+        messages: MessageTotals {
+            accepted: totals.accepted,
+            in_flight: totals.in_flight,
+            sent: totals.sent,
+            failed: totals.failed,
+            // These need the inbox.
+            stored: 0,
+            acked: 0,
+            expired: 0,
+            rejected: 0,
+        },
+    })
+}
+
+/// The hub from the inside.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct HubStatus {
+    active_connections: usize,
+    total_connections: u64,
+    failure_stats: FailureCounts,
+    /// The running settings; secrets are masked.
+    current_config: Value,
+    /// Settings that were changed and wait for a restart.
+    pending_restart: Vec<String>,
+}
+
+/// Shows the hub from the inside.
+#[utoipa::path(get, path = "/debug/hub/status", tag = "debug", responses(
+    (status = 200, description = "the hub", body = HubStatus),
+    (status = "default", description = "refused", body = ErrorBody),
+))]
+pub(crate) async fn hub_status(Extension(via): Extension<Via>) -> Response {
+    let core = &via.core;
+    reply::ok(&HubStatus {
+        active_connections: core.users.connections(),
+        total_connections: core.users.connections_total(),
+        failure_stats: FailureCounts::of(core),
+        current_config: wsc_config::current_config(&core.settings()),
+        pending_restart: Vec::new(),
+    })
+}
+
+/// How many failures.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct FailureQuery {
+    /// Entries at most, 1 to 1,000; default 100.
+    limit: Option<u32>,
+}
+
+/// Failures that are still remembered.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Failures {
+    failures: Vec<Failure>,
+}
+
+/// One message that did not reach one recipient.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Failure {
+    #[schema(value_type = String)]
+    id: Uuid,
+    message_type: String,
+    sender_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    room_id: Option<String>,
+    user_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<String>,
+    #[schema(value_type = String)]
+    reason: FailureReason,
+    /// For people.
+    error: String,
+    retries: u32,
+    /// Milliseconds from acceptance to failure.
+    duration_ms: u64,
+    /// When it failed, Unix milliseconds.
+    timestamp: u64,
+}
+
+impl From<FailureRecord> for Failure {
+    fn from(record: FailureRecord) -> Self {
+        Self {
+            id: record.message_id,
+            message_type: record.message_type,
+            sender_id: record.sender_id,
+            room_id: record.room_id,
+            user_id: record.recipient.to_string(),
+            client_id: record.client_id.map(|client_id| client_id.to_string()),
+            reason: record.reason,
+            error: record.error.into_owned(),
+            retries: record.retries,
+            duration_ms: u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
+            timestamp: record.timestamp,
+        }
+    }
+}
+
+/// Lists the newest failures, newest first.
+#[utoipa::path(get, path = "/debug/failures", tag = "debug", params(FailureQuery), responses(
+    (status = 200, description = "failures", body = Failures),
+    (status = "default", description = "refused", body = ErrorBody),
+))]
+pub(crate) async fn failures(
+    Extension(via): Extension<Via>,
+    Params(query): Params<FailureQuery>,
+) -> Result<Response, Refusal> {
+    let (_, limit) = page(None, query.limit)?;
+    let failures = via.core.failures.recent(limit).into_iter().map(Failure::from).collect();
+    Ok(reply::ok(&Failures { failures }))
+}
+
+fn uptime_seconds(core: &Core) -> u64 {
+    now_ms().saturating_sub(core.started_at) / 1000
 }
