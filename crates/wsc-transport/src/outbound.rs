@@ -113,8 +113,14 @@ impl Outbound {
 
 impl fmt::Debug for Outbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (bytes, deliveries) = self.queued();
-        f.debug_struct("Outbound").field("queue_bytes", &bytes).field("queued", &deliveries).finish_non_exhaustive()
+        // Whoever prints it may hold any lock, this connection's too.
+        let queued = self.0.state.try_lock();
+        let queued = queued.map(|state| state.queue.as_ref().map_or((0, 0), |q| (q.bytes(), q.deliveries())));
+        let mut text = f.debug_struct("Outbound");
+        if let Some((bytes, deliveries)) = queued {
+            text.field("queue_bytes", &bytes).field("queued", &deliveries);
+        }
+        text.finish_non_exhaustive()
     }
 }
 
@@ -140,8 +146,6 @@ pub(crate) struct Conn {
     pub(crate) last_read: AtomicU32,
     /// When it was last pinged.
     pub(crate) last_ping: AtomicU32,
-    /// Its place in the transport's list of connections.
-    pub(crate) slot: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -190,6 +194,8 @@ impl Conn {
         if !first.is_empty() {
             let bytes = first.into();
             queue.push(Entry { bytes, written: 0, class: Class::Must, deliveries: 0, settle: None }, &mut settled);
+            // No pong may pass the answer to the handshake, and no overflow take it away.
+            queue.pin_front();
         }
         let state = State {
             queue: Some(Box::new(queue)),
@@ -205,7 +211,6 @@ impl Conn {
             tcp,
             last_read: AtomicU32::new(now),
             last_ping: AtomicU32::new(now),
-            slot: AtomicU32::new(u32::MAX),
             state: Mutex::new(state),
         })
     }
@@ -253,6 +258,11 @@ impl Conn {
                 }
                 Ok(written) => {
                     self.shared.stats.bytes_out.fetch_add(written as u64, Relaxed);
+                    if state.phase == Phase::Dead {
+                        // It ended meanwhile: nobody is left who would write or settle the rest.
+                        self.shared.stats.deliveries_conn_closed.fetch_add(deliveries.into(), Relaxed);
+                        return Some(Sent::Closed);
+                    }
                     let settle = track.and_then(|t| t());
                     let entry = Entry { bytes: payload.to_bytes(), written, class, deliveries, settle };
                     self.queue_of(&mut state).push_rest(entry, &mut settled);
@@ -318,18 +328,22 @@ impl Conn {
             return true;
         }
         let stats = &self.shared.stats;
-        match (class, limits.queue_policy()) {
-            (Class::Plain, QueuePolicy::DropNewest) => {
-                count(&stats.slow_drop_newest);
-                stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
-                false
-            }
-            (Class::Plain, QueuePolicy::DropOldest) => {
+        let policy = limits.queue_policy();
+        if policy == QueuePolicy::DropOldest {
+            // Also for a reply: what is never dropped fits where messages can make room for it.
+            queue.make_room(len, max, settled);
+            if queue.is_empty() || queue.bytes() + len <= max {
                 count(&stats.slow_drop_oldest);
-                queue.make_room(len, max, settled);
-                if queue.is_empty() || queue.bytes() + len <= max {
-                    return true;
-                }
+                return true;
+            }
+        }
+        match (class, policy) {
+            (Class::Plain, QueuePolicy::DropNewest | QueuePolicy::DropOldest) => {
+                count(if policy == QueuePolicy::DropNewest {
+                    &stats.slow_drop_newest
+                } else {
+                    &stats.slow_drop_oldest
+                });
                 stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
                 false
             }
@@ -469,7 +483,8 @@ impl Conn {
             queue.wrote(written, &mut settled);
             if queue.is_empty() {
                 state.queue = None;
-                flush = Flush::Done;
+                // The task may have found us writing the farewell: it goes on when it is written, so it must be told.
+                flush = if state.phase == Phase::Open { Flush::Done } else { Flush::Progress };
             } else if written > 0 {
                 flush = Flush::Progress;
             }
@@ -501,7 +516,7 @@ impl Conn {
             return self.poll_flush_stream(cx, stream);
         }
         let Some(tcp) = &self.tcp else { return Poll::Ready(Ok(())) };
-        loop {
+        for _ in 0..WRITES_PER_POLL {
             ready!(tcp.poll_write_ready(cx))?;
             match self.flush_once(|slices| tcp.try_write_vectored(slices))? {
                 Flush::Done => return Poll::Ready(Ok(())),
@@ -510,10 +525,12 @@ impl Conn {
                 Flush::Blocked | Flush::Progress => {}
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn poll_flush_stream(&self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {
-        loop {
+        for _ in 0..WRITES_PER_POLL {
             let flush = self.flush_once(|slices| match Pin::new(&mut *stream).poll_write_vectored(cx, slices) {
                 Poll::Ready(result) => result,
                 Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
@@ -524,6 +541,8 @@ impl Conn {
                 Flush::Progress => {}
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// The farewell is written; waits for the peer's.
@@ -561,12 +580,11 @@ impl Conn {
         let limits = &self.shared.limits;
         let mut settled = Settled::default();
         let mut state = self.state.lock();
-        let stalled_for = now.wrapping_sub(state.since);
+        let stalled_for = elapsed(state.since, now);
         match state.phase {
             Phase::Open => {
                 let is_stalled = state.queue.is_some() && stalled_for >= limits.write_timeout();
-                // A reader on another thread may be ahead of this sweep's clock.
-                let silent_for = (now.wrapping_sub(self.last_read.load(Relaxed)) as i32).max(0) as u32;
+                let silent_for = elapsed(self.last_read.load(Relaxed), now);
                 let farewell = if is_stalled {
                     Some((CloseCode::WRITE_TIMEOUT, "write timeout", DisconnectReason::WriteTimeout))
                 } else if silent_for >= limits.ping_interval() + limits.pong_timeout() {
@@ -583,7 +601,7 @@ impl Conn {
                     return;
                 }
                 drop(state);
-                if now.wrapping_sub(self.last_ping.load(Relaxed)) >= limits.ping_interval() {
+                if elapsed(self.last_ping.load(Relaxed), now) >= limits.ping_interval() {
                     self.last_ping.store(now, Relaxed);
                     self.submit(Payload::Shared(&frame::PING), Class::Control, 0, None, always);
                 }
@@ -615,6 +633,11 @@ fn write_once(tcp: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
+/// Ticks from `then` to `now`, which may be a little older: other threads are ahead of a sweep's clock.
+fn elapsed(then: u32, now: u32) -> u32 {
+    (now.wrapping_sub(then) as i32).max(0) as u32
+}
+
 fn always() -> bool {
     true
 }
@@ -628,5 +651,12 @@ fn wake(waker: Option<Waker>) {
 /// As many pieces as one `writev` takes.
 const MAX_SLICES: usize = 32;
 
+/// After so many writes a connection turns to reading: who feeds its queue as fast as the peer empties it must not
+/// keep it from hearing the peer.
+const WRITES_PER_POLL: usize = 32;
+
 /// How long a peer may take to answer our close frame.
 const LINGER_MS: u32 = 2_000;
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,11 @@ impl Queue {
         }
     }
 
+    /// Keeps the first entry where it is, as if it were being written, until something is.
+    pub(crate) fn pin_front(&mut self) {
+        self.in_flight = self.entries.len().min(1);
+    }
+
     /// Puts back the rest of what an inline write could not finish.
     pub(crate) fn push_rest(&mut self, entry: Entry, settled: &mut Settled) {
         self.bytes += entry.len();

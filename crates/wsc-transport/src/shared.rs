@@ -166,9 +166,10 @@ struct Slots {
 }
 
 impl Conns {
-    pub(crate) fn insert(&self, conn: &Arc<Conn>) {
+    /// Adds a connection; returns its place.
+    pub(crate) fn insert(&self, conn: &Arc<Conn>) -> u32 {
         let mut slots = self.0.lock();
-        let slot = match slots.free.pop() {
+        match slots.free.pop() {
             Some(slot) => {
                 slots.slots[slot as usize] = Some(Arc::clone(conn));
                 slot
@@ -177,12 +178,10 @@ impl Conns {
                 slots.slots.push(Some(Arc::clone(conn)));
                 slots.slots.len() as u32 - 1
             }
-        };
-        conn.slot.store(slot, Relaxed);
+        }
     }
 
-    pub(crate) fn remove(&self, conn: &Conn) {
-        let slot = conn.slot.swap(u32::MAX, Relaxed);
+    pub(crate) fn remove(&self, slot: u32) {
         let mut slots = self.0.lock();
         let removed = slots.slots.get_mut(slot as usize).and_then(Option::take);
         if removed.is_some() {

@@ -1,0 +1,142 @@
+//! Moments that a test over sockets cannot hit on purpose: what happens while somebody else is in the middle of it.
+
+use std::{
+    sync::atomic::AtomicUsize,
+    task::{Wake, Waker},
+};
+
+use super::*;
+use crate::config::TransportConfig;
+
+/// Counts how often the connection's task is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// An open connection with a task that has been polled once, and nothing to write.
+fn conn_with(config: &TransportConfig) -> (Arc<Conn>, Arc<Woken>) {
+    let conn = Conn::held(Arc::new(Shared::new(config)), None, Vec::new());
+    conn.release();
+    let woken = Arc::<Woken>::default();
+    let waker = Waker::from(Arc::clone(&woken));
+    conn.attend(&Context::from_waker(&waker));
+    assert!(matches!(conn.flush_once(|_| Ok(0)), Ok(Flush::Done)));
+    (conn, woken)
+}
+
+fn conn() -> (Arc<Conn>, Arc<Woken>) {
+    conn_with(&TransportConfig::default())
+}
+
+/// Takes all that is offered.
+fn take_all(slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+    Ok(slices.iter().map(|s| s.len()).sum())
+}
+
+fn bye() -> CloseReason {
+    CloseReason::new(CloseCode::KICKED, "bye")
+}
+
+#[test]
+fn who_writes_the_farewell_wakes_the_task() {
+    let (conn, woken) = conn();
+    conn.state.lock().writing = true;
+    conn.submit_with(|| Some(vec![0x81, 0]));
+    conn.close(&bye(), DisconnectReason::KickOut);
+    conn.state.lock().writing = false;
+    // The task comes while another thread writes, and leaves it to that thread to wake it.
+    let flush = conn.flush_once(|slices| {
+        assert!(matches!(conn.flush_once(take_all), Ok(Flush::Busy)));
+        take_all(slices)
+    });
+    assert!(matches!(flush, Ok(Flush::Progress)), "who waits for the farewell would never hear of it");
+    assert!(conn.state.lock().queue.is_none());
+    assert!(woken.0.load(Relaxed) > 0);
+}
+
+#[test]
+fn a_sweep_that_is_late_does_not_take_a_fresh_backlog_for_an_old_one() {
+    let (conn, _) = conn();
+    let before = conn.shared.now().wrapping_sub(3);
+    Outbound(Arc::clone(&conn)).send(&[0x81, 0]);
+    conn.sweep(before);
+    assert_eq!(conn.state.lock().phase, Phase::Open);
+    conn.close(&bye(), DisconnectReason::KickOut);
+    conn.sweep(before);
+    assert_eq!(conn.state.lock().phase, Phase::Closing);
+    conn.flush_once(take_all).unwrap();
+    conn.linger();
+    conn.sweep(before);
+    assert_eq!(conn.state.lock().phase, Phase::Lingering);
+}
+
+#[test]
+fn the_answer_to_the_handshake_goes_first_and_is_never_cut() {
+    let mut config = TransportConfig::default();
+    config.queue_max_bytes = 100;
+    let conn = Conn::held(Arc::new(Shared::new(&config)), None, b"HTTP/1.1 101\r\n\r\n".to_vec());
+    conn.send_control(&[0x8A, 0]);
+    let outbound = Outbound(Arc::clone(&conn));
+    assert_eq!(outbound.send(&[b'x'; 50]), Sent::Queued);
+    assert_eq!(outbound.send(&[b'x'; 50]), Sent::Dropped);
+    conn.release();
+    let mut wire = Vec::new();
+    conn.flush_once(|slices| {
+        slices.iter().for_each(|s| wire.extend_from_slice(s));
+        take_all(slices)
+    })
+    .unwrap();
+    assert!(wire.starts_with(b"HTTP/1.1 101\r\n\r\n\x88"), "{wire:?}");
+}
+
+#[test]
+fn a_reply_makes_old_messages_go_where_the_policy_says_so() {
+    let mut config = TransportConfig::default();
+    config.queue_max_bytes = 100;
+    config.queue_policy = QueuePolicy::DropOldest;
+    let (conn, _) = conn_with(&config);
+    let outbound = Outbound(Arc::clone(&conn));
+    for _ in 0..4 {
+        assert_eq!(outbound.deliver(&[0; 30], &mut || None), Sent::Queued);
+    }
+    for _ in 0..3 {
+        assert_eq!(outbound.send(&[1; 30]), Sent::Queued);
+    }
+    // Nothing but replies is left: they are never dropped.
+    assert_eq!(outbound.send_with(|| Some(vec![1; 30])), Sent::Dropped);
+    assert_eq!(conn.cause(), Some(DisconnectReason::SlowConsumer));
+}
+
+#[test]
+fn a_handle_can_be_printed_while_its_connection_is_busy() {
+    let (conn, _) = conn();
+    let outbound = Outbound(Arc::clone(&conn));
+    outbound.send_with(|| {
+        let text = format!("{outbound:?}");
+        assert!(text.starts_with("Outbound"));
+        None
+    });
+}
+
+#[test]
+fn an_end_during_a_write_leaves_nothing_behind() {
+    let (conn, _) = conn();
+    let stats = &conn.shared.stats;
+    conn.submit(Payload::Shared(&Bytes::from_static(&[0x81, 0])), Class::Plain, 1, None, always);
+    let flush = conn.flush_once(|_| {
+        conn.end(DisconnectReason::ReadError);
+        Ok(1)
+    });
+    assert!(flush.is_ok());
+    assert_eq!(
+        conn.submit(Payload::Shared(&Bytes::from_static(&[0x81, 0])), Class::Plain, 1, None, always),
+        Some(Sent::Closed)
+    );
+    assert_eq!((stats.queue_bytes(), stats.deliveries_queued(), stats.deliveries_conn_closed()), (0, 0, 2));
+    assert!(conn.state.lock().queue.is_none());
+}
