@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 use wsc_auth::{AuthError, Permissions};
-use wsc_protocol::{ClientId, CloseCode, CloseReason, ErrorCode, ErrorReply, Id, UserType};
+use wsc_protocol::{CloseCode, CloseReason, ErrorCode, ErrorReply, Id, UserType};
 use wsc_transport::{Admission, Peer};
 
 use crate::{api::error_response, core::Core, exposure};
@@ -17,7 +17,7 @@ use crate::{api::error_response, core::Core, exposure};
 /// An admitted connection that is not open yet. It holds a place among the hub's connections.
 pub(crate) struct Ticket {
     pub(crate) user_id: Id,
-    pub(crate) client_id: ClientId,
+    pub(crate) client_id: Option<Box<str>>,
     pub(crate) device_id: Option<Box<str>>,
     pub(crate) user_type: UserType,
     pub(crate) permissions: Permissions,
@@ -132,7 +132,7 @@ impl Core {
                         CloseReason::new(CloseCode::TOO_MANY_CONNECTIONS, "too many connections"),
                     );
                 }
-                tracing::debug!(user_id = %ticket.user_id, client_id = %ticket.client_id, ?peer, "admitted");
+                tracing::debug!(user_id = %ticket.user_id, client_id = ?ticket.client_id, ?peer, "admitted");
                 Admission::Accept { ticket, subprotocol: offers_v1.then_some(SUBPROTOCOL) }
             }
             Ok(Err(error)) => {
@@ -184,10 +184,7 @@ impl Core {
                 None => return Ok(Err(AuthError::Missing)),
             },
         };
-        let client_id = match named_client {
-            Some(text) => ClientId::Given(text.into()),
-            None => ClientId::Generated(Uuid::now_v7()),
-        };
+        let client_id = named_client.map(Box::from);
         let place = Place::take(self);
         Ok(Ok(Ticket { user_id, client_id, device_id, user_type, permissions, expires_at, speaks_v1, place }))
     }

@@ -58,7 +58,7 @@ impl Context {
 
     /// The connection's name within its user.
     pub fn client_id(&self) -> String {
-        self.session.client_id.to_string()
+        self.session.client_id().to_string()
     }
 
     /// The connection's hub-wide id.

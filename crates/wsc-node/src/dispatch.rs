@@ -237,7 +237,7 @@ impl Connected {
             for (i, member) in members.iter().enumerate() {
                 json.raw(if i == 0 { "{\"user_id\":" } else { ",{\"user_id\":" }).string(member.0.user.id.as_str());
                 if is_admin {
-                    json.raw(",\"client_id\":").string(&member.0.client_id.to_string());
+                    json.raw(",\"client_id\":").string(&member.0.client_id().to_string());
                 }
                 json.raw("}");
             }

@@ -61,7 +61,11 @@ impl Core {
         with_frame(
             |out| {
                 encode::reply(out, "connected", None, now, |json| {
-                    json.raw("{\"client_id\":").string(&client_id.to_string());
+                    json.raw("{\"client_id\":");
+                    match &client_id {
+                        Some(given) => json.string(given),
+                        None => json.uuid(id),
+                    };
                     json.raw(",\"user_id\":").string(user_id.as_str()).raw(",\"session\":").uuid(id);
                     json.raw(",\"node_id\":").string(&self.node_id);
                     json.raw(",\"ping_interval_ms\":").number(ping_interval_ms);
@@ -76,11 +80,10 @@ impl Core {
         let Attached { session, replaced, is_first } = self.users.attach(&user_id, |user| Session {
             id,
             user,
-            client_id,
+            given_client_id: client_id,
             device_id,
             permissions,
             outbound: outbound.clone(),
-            connected_at: now,
             user_type,
             speaks_v1,
             bad_frames: AtomicU8::new(0),
@@ -123,7 +126,7 @@ impl Handler for Connected {
         core.events.publish_with(EventType::ClientDisconnected, || Event::ClientDisconnected {
             client: session.info(),
             reason: cause,
-            duration_ms: now_ms().saturating_sub(session.connected_at),
+            duration_ms: now_ms().saturating_sub(session.connected_at()),
         });
         if was_last {
             core.user_went(&session.user.id, session.id.as_u128() as u64);

@@ -1,8 +1,12 @@
 //! Who is connected.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    borrow::Borrow,
+    hash::{Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use dashmap::{DashMap, Entry};
@@ -34,7 +38,7 @@ impl User {
     }
 
     pub(crate) fn find_client(&self, client_id: &str) -> Option<Arc<Session>> {
-        self.sessions.lock().iter().find(|s| s.client_id.matches(client_id)).cloned()
+        self.sessions.lock().iter().find(|s| s.is_client(client_id)).cloned()
     }
 }
 
@@ -53,11 +57,57 @@ impl Recipients {
     }
 }
 
-/// All users of the node, and all connections by session id.
-#[derive(Debug, Default)]
+/// A user in the table of users: found by its id, which it holds itself.
+struct ById(Arc<User>);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        self.0.id.as_str()
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.as_str().hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
+
+/// A connection in the table of connections: found by its session id.
+struct BySession(Arc<Session>);
+
+impl Borrow<Uuid> for BySession {
+    fn borrow(&self) -> &Uuid {
+        &self.0.id
+    }
+}
+
+impl Hash for BySession {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for BySession {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for BySession {}
+
+/// All users of the node, and all connections by session id: tables of pointers, eight bytes an entry.
+#[derive(Default)]
 pub(crate) struct Users {
-    by_id: DashMap<Id, Arc<User>>,
-    by_session: DashMap<Uuid, Arc<Session>>,
+    by_id: DashMap<ById, ()>,
+    by_session: DashMap<BySession, ()>,
     connections_total: AtomicU64,
 }
 
@@ -74,18 +124,17 @@ impl Users {
     /// Adds the connection that `make` builds for its user.
     pub(crate) fn attach(&self, user_id: &Id, make: impl FnOnce(Arc<User>) -> Session) -> Attached {
         self.connections_total.fetch_add(1, Relaxed);
+        let newcomer = User { id: user_id.clone(), sessions: Mutex::default() };
         // The map's shard stays locked until the connection is in, so that the user cannot be removed meanwhile.
-        let entry = match self.by_id.entry(user_id.clone()) {
+        let entry = match self.by_id.entry(ById(Arc::new(newcomer))) {
             Entry::Occupied(entry) => entry.into_ref(),
-            Entry::Vacant(entry) => {
-                let user = User { id: user_id.clone(), sessions: Mutex::default() };
-                entry.insert(Arc::new(user))
-            }
+            Entry::Vacant(entry) => entry.insert(()),
         };
-        let user = Arc::clone(entry.value());
+        let user = Arc::clone(&entry.key().0);
         let session = Arc::new(make(Arc::clone(&user)));
         let mut sessions = user.sessions.lock();
-        let old = sessions.iter().position(|s| s.client_id == session.client_id);
+        let given = session.given_client_id.as_deref();
+        let old = given.and_then(|given| sessions.iter().position(|s| s.is_client(given)));
         let replaced = old.map(|at| sessions.swap_remove(at));
         let is_first = sessions.is_empty() && replaced.is_none();
         sessions.reserve_exact(1);
@@ -95,7 +144,7 @@ impl Users {
         if let Some(replaced) = &replaced {
             self.by_session.remove(&replaced.id);
         }
-        self.by_session.insert(session.id, Arc::clone(&session));
+        self.by_session.insert(BySession(Arc::clone(&session)), ());
         Attached { session, replaced, is_first }
     }
 
@@ -103,7 +152,7 @@ impl Users {
     pub(crate) fn detach(&self, session: &Arc<Session>) -> Option<bool> {
         self.by_session.remove(&session.id);
         let mut is_last = None;
-        self.by_id.remove_if(session.user.id.as_str(), |_, user| {
+        self.by_id.remove_if(session.user.id.as_str(), |ById(user), ()| {
             let mut sessions = user.sessions.lock();
             if let Some(at) = sessions.iter().position(|s| Arc::ptr_eq(s, session)) {
                 sessions.swap_remove(at);
@@ -115,16 +164,16 @@ impl Users {
     }
 
     pub(crate) fn get(&self, user_id: &str) -> Option<Arc<User>> {
-        self.by_id.get(user_id).map(|user| Arc::clone(&user))
+        self.by_id.get(user_id).map(|entry| Arc::clone(&entry.key().0))
     }
 
     pub(crate) fn session(&self, id: Uuid) -> Option<Arc<Session>> {
-        self.by_session.get(&id).map(|session| Arc::clone(&session))
+        self.by_session.get(&id).map(|entry| Arc::clone(&entry.key().0))
     }
 
     /// Every connection at this moment, in no order.
     pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
-        self.by_session.iter().map(|entry| Arc::clone(entry.value())).collect()
+        self.by_session.iter().map(|entry| Arc::clone(&entry.key().0)).collect()
     }
 
     /// How many users have a connection.
