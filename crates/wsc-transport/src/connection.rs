@@ -39,6 +39,8 @@ pub(crate) struct Connection<H: Handler> {
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// `unread` may hold whole frames: decode before reading.
     has_more: bool,
+    /// The stream took bytes that it has not passed on yet, as TLS does.
+    is_unflushed: bool,
     hearing: Hearing,
     /// Its place in the transport's list of connections.
     slot: u32,
@@ -80,6 +82,7 @@ impl<H: Handler> Connection<H> {
             has_more: !unread.is_empty(),
             unread: (!unread.is_empty()).then(|| Box::new(unread)),
             waiting: None,
+            is_unflushed: false,
             hearing: Hearing::Frames,
             slot: conn.shared.conns.insert(&conn),
             conn,
@@ -226,7 +229,7 @@ impl<H: Handler> Connection<H> {
 
     /// Drives the connection as far as it goes; `Ready` is its end.
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectReason> {
-        loop {
+        for _ in 0..TURNS_PER_POLL {
             let (phase, has_backlog) = self.conn.attend(cx);
             if phase != Phase::Open {
                 let cause = self.conn.cause().unwrap_or(DisconnectReason::ReadError);
@@ -235,8 +238,10 @@ impl<H: Handler> Connection<H> {
             if phase == Phase::Dead {
                 return Poll::Ready(DisconnectReason::WriteError);
             }
-            let flushed = if has_backlog {
-                match self.conn.poll_flush(cx, self.stream.as_mut()) {
+            let flushed = if has_backlog || self.is_unflushed {
+                let flush = self.conn.poll_flush(cx, self.stream.as_mut());
+                self.is_unflushed = flush.is_pending() && self.stream.is_some();
+                match flush {
                     Poll::Ready(Ok(())) => true,
                     Poll::Ready(Err(_)) => return Poll::Ready(DisconnectReason::WriteError),
                     Poll::Pending => false,
@@ -264,6 +269,8 @@ impl<H: Handler> Connection<H> {
                 Err(_) => return Poll::Ready(DisconnectReason::ReadError),
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -273,6 +280,11 @@ impl<H: Handler> Future for Connection<H> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let cause = ready!(self.poll_drive(cx));
         self.conn.end(cause);
+        if let Some(stream) = &mut self.stream {
+            // TLS says goodbye too, so that the peer can tell an end from a cut. A peer that takes no bytes now has to
+            // do without.
+            let _ = Pin::new(stream).poll_shutdown(cx);
+        }
         Poll::Ready(())
     }
 }
@@ -288,7 +300,12 @@ impl<H: Handler> Drop for Connection<H> {
             // Handles may outlive the connection for a moment; the peer should not have to wait for them.
             let _ = socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Both);
         }
-        self.tell_end(cause);
+        // It may be the handler's panic that brought us here; a second one from a handler in pieces must not end the
+        // process.
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.tell_end(cause)));
+        if told.is_err() {
+            tracing::error!("a handler panicked at the end of its connection");
+        }
     }
 }
 
@@ -311,6 +328,9 @@ const SCRATCH_SIZE: usize = 64 << 10;
 
 /// After so many messages a connection lets others run.
 const MESSAGES_PER_POLL: usize = 64;
+
+/// After so many reads or waits it does so too: a stream may always have more.
+const TURNS_PER_POLL: usize = 64;
 
 /// Closes every open connection in order.
 pub(crate) fn close_all(shared: &Shared, close: &CloseReason, cause: DisconnectReason) {

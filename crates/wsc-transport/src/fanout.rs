@@ -165,7 +165,9 @@ impl<M: Member> Fanout<M> {
     /// [`PublishError::Full`] where too much is pending, [`PublishError::Closed`] after [`close`](Self::close).
     pub fn publish(&self, frame: &[u8], except: Option<Slot>) -> Result<usize, PublishError> {
         let mut state = self.0.state.lock();
-        let recipients = state.len - usize::from(except.is_some() && state.len > 0);
+        // Who is excepted may have left meanwhile.
+        let is_seated = |slot: Slot| state.seats.get(slot as usize).is_some_and(Option::is_some);
+        let recipients = state.len - usize::from(except.is_some_and(is_seated));
         self.append(&mut state, frame, except, recipients)?;
         let schedule = recipients > 0 && !std::mem::replace(&mut state.scheduled, true);
         drop(state);
@@ -184,6 +186,7 @@ impl<M: Member> Fanout<M> {
         }
         let members: Vec<M> = state.seats.iter().flatten().map(|s| s.member.clone()).collect();
         state.pending.push(frame, except, 0);
+        state.pending.has_notice = true;
         state.next_seq += 1;
         let schedule = state.len > 0 && !std::mem::replace(&mut state.scheduled, true);
         drop(state);
@@ -295,6 +298,8 @@ struct Pending {
     excluded: Vec<(Slot, u32)>,
     /// How many deliveries all frames are.
     deliveries: u64,
+    /// The last frame is the notice of a closing fan-out, which is no delivery.
+    has_notice: bool,
 }
 
 impl Pending {
@@ -315,6 +320,7 @@ struct Round {
     ends: Vec<u32>,
     /// Sorted by slot.
     excluded: Vec<(Slot, u32)>,
+    has_notice: bool,
     first_seq: u64,
     next_slot: usize,
     /// Deliveries that nobody has got yet.
@@ -325,13 +331,14 @@ struct Round {
 
 impl Round {
     fn new(pending: Pending, next_seq: u64) -> Self {
-        let Pending { bytes, ends, mut excluded, deliveries } = pending;
+        let Pending { bytes, ends, mut excluded, deliveries, has_notice } = pending;
         excluded.sort_unstable();
         Self {
             bytes: bytes.into(),
             first_seq: next_seq - ends.len() as u64,
             ends,
             excluded,
+            has_notice,
             next_slot: 0,
             open_deliveries: deliveries,
             members: 0,
@@ -339,19 +346,20 @@ impl Round {
         }
     }
 
-    /// The frames for one member and how many they are.
+    /// The frames for one member and how many deliveries they are.
     fn share(&self, slot: Slot, joined_at: u64) -> Option<(Bytes, u32)> {
         let first = joined_at.saturating_sub(self.first_seq) as usize;
         if first >= self.ends.len() {
             return None;
         }
         let start_of = |frame: usize| if frame == 0 { 0 } else { self.ends[frame - 1] as usize };
-        let frames = (self.ends.len() - first) as u32;
+        let frames = self.ends.len() - first;
         let from = self.excluded.partition_point(|&(s, f)| (s, f) < (slot, first as u32));
         let own = self.excluded[from..].iter().take_while(|&&(s, _)| s == slot).map(|&(_, f)| f as usize);
         let own: Vec<usize> = own.collect();
         if own.is_empty() {
-            return Some((self.bytes.slice(start_of(first)..), frames));
+            let deliveries = frames - usize::from(self.has_notice);
+            return Some((self.bytes.slice(start_of(first)..), deliveries as u32));
         }
         let mut share = Vec::with_capacity(self.bytes.len() - start_of(first));
         let mut at = start_of(first);
@@ -360,8 +368,9 @@ impl Round {
             at = self.ends[frame] as usize;
         }
         share.extend_from_slice(&self.bytes[at..]);
-        let frames = frames - own.len() as u32;
-        (frames > 0).then(|| (share.into(), frames))
+        let frames = frames - own.len();
+        let has_notice = self.has_notice && own.last() != Some(&(self.ends.len() - 1));
+        (frames > 0).then(|| (share.into(), (frames - usize::from(has_notice)) as u32))
     }
 }
 
@@ -441,8 +450,7 @@ impl<M: Member> Flush for Inner<M> {
             let Some((frames, deliveries)) = round.share(slot, seat.joined_at) else { continue };
             let is_member = || self.departures.load(Ordering::Acquire) == departures || self.is_seated(slot, &seat);
             if seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member).is_some() {
-                // The notice of a closing fan-out is no delivery.
-                handed += u64::from(deliveries).min(round.open_deliveries - handed);
+                handed += u64::from(deliveries);
                 round.members += 1;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed},
@@ -55,7 +56,11 @@ impl Shared {
             stats.deliveries_conn_closed.fetch_add(conn_closed.into(), Relaxed);
         }
         for (settle, result) in told {
-            settle.settle(result);
+            // It may be a task that many depend on which finds out.
+            let told = panic::catch_unwind(AssertUnwindSafe(|| settle.settle(result)));
+            if told.is_err() {
+                tracing::error!("whoever tracks a message panicked");
+            }
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -64,16 +65,20 @@ impl<S: Service> Transport<S> {
         let shared = Arc::new(Shared::new(config));
         let keepers = TaskTracker::new();
         let keepers_stop = CancellationToken::new();
-        let reporter: Arc<OnceLock<Arc<S>>> = Arc::default();
-        let service = Arc::clone(&reporter);
+        // Weak: the service keeps fan-outs, which keep this.
+        let reporter: Arc<OnceLock<Weak<S>>> = Arc::default();
+        let listener = Arc::clone(&reporter);
         let report = Arc::new(move |report| {
-            if let Some(service) = service.get() {
-                service.flushed(report);
+            let Some(service) = listener.get().and_then(Weak::upgrade) else { return };
+            // A flusher serves many fan-outs; none of them may stop for a panic here.
+            if catch_unwind(AssertUnwindSafe(|| service.flushed(report))).is_err() {
+                tracing::error!("the service panicked over a report");
             }
         });
         let flushers = Arc::new(Flushers::spawn(report, &keepers, &keepers_stop));
         let fanouts = Fanouts { flushers, shared: Arc::clone(&shared) };
-        let service = Arc::clone(reporter.get_or_init(|| make(&fanouts)));
+        let service = make(&fanouts);
+        reporter.get_or_init(|| Arc::downgrade(&service));
         keepers.spawn(sweep(Arc::clone(&shared), keepers_stop.clone()));
         Self(Arc::new(Inner {
             service,
@@ -102,8 +107,11 @@ impl<S: Service> Transport<S> {
     }
 
     /// Takes over a connection that somebody else accepted and upgraded, and serves it in a task of its own.
-    /// `unread` is what has been read behind the request's head.
+    /// `unread` is what has been read behind the request's head. After a [`shutdown`](Self::shutdown) it is dropped.
     pub fn adopt(&self, stream: Adopted, unread: Vec<u8>, ticket: S::Ticket) {
+        if self.0.abort.is_cancelled() {
+            return;
+        }
         let connection = open(&self.0, stream.into(), Vec::new(), unread, ticket);
         self.spawn(Task::Open(connection));
     }
@@ -170,8 +178,14 @@ impl<S: Service> Transport<S> {
         };
         if tokio::time::timeout(deadline, farewell).await.is_err() {
             inner.abort.cancel();
-            abort_all(&inner.shared);
-            inner.tasks.wait().await;
+            // Here too somebody may just be opening.
+            loop {
+                abort_all(&inner.shared);
+                tokio::select! {
+                    () = inner.tasks.wait() => break,
+                    () = tokio::time::sleep(FAREWELL_INTERVAL) => {}
+                }
+            }
         }
         inner.abort.cancel();
         inner.keepers_stop.cancel();
