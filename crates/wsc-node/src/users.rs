@@ -5,7 +5,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -80,34 +80,12 @@ impl PartialEq for ById {
 
 impl Eq for ById {}
 
-/// A connection in the table of connections: found by its session id.
-struct BySession(Arc<Session>);
-
-impl Borrow<Uuid> for BySession {
-    fn borrow(&self) -> &Uuid {
-        &self.0.id
-    }
-}
-
-impl Hash for BySession {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.id.hash(state);
-    }
-}
-
-impl PartialEq for BySession {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.id == other.0.id
-    }
-}
-
-impl Eq for BySession {}
-
-/// All users of the node, and all connections by session id: tables of pointers, eight bytes an entry.
+/// All users of the node: a table of pointers, eight bytes an entry. Connections are found through their users;
+/// only operators look for one by its session id, and they can wait for a walk.
 #[derive(Default)]
 pub(crate) struct Users {
     by_id: DashMap<ById, ()>,
-    by_session: DashMap<BySession, ()>,
+    connections: AtomicUsize,
     connections_total: AtomicU64,
 }
 
@@ -141,16 +119,14 @@ impl Users {
         sessions.push(Arc::clone(&session));
         drop(sessions);
         drop(entry);
-        if let Some(replaced) = &replaced {
-            self.by_session.remove(&replaced.id);
+        if replaced.is_none() {
+            self.connections.fetch_add(1, Relaxed);
         }
-        self.by_session.insert(BySession(Arc::clone(&session)), ());
         Attached { session, replaced, is_first }
     }
 
     /// Removes a connection. Returns whether it was its user's last; `None` where it was not there (any more).
     pub(crate) fn detach(&self, session: &Arc<Session>) -> Option<bool> {
-        self.by_session.remove(&session.id);
         let mut is_last = None;
         self.by_id.remove_if(session.user.id.as_str(), |ById(user), ()| {
             let mut sessions = user.sessions.lock();
@@ -160,6 +136,9 @@ impl Users {
             }
             sessions.is_empty()
         });
+        if is_last.is_some() {
+            self.connections.fetch_sub(1, Relaxed);
+        }
         is_last
     }
 
@@ -168,12 +147,12 @@ impl Users {
     }
 
     pub(crate) fn session(&self, id: Uuid) -> Option<Arc<Session>> {
-        self.by_session.get(&id).map(|entry| Arc::clone(&entry.key().0))
+        self.by_id.iter().find_map(|user| user.key().0.sessions.lock().iter().find(|s| s.id == id).cloned())
     }
 
     /// Every connection at this moment, in no order.
     pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
-        self.by_session.iter().map(|entry| Arc::clone(&entry.key().0)).collect()
+        self.by_id.iter().flat_map(|user| user.key().0.sessions()).collect()
     }
 
     /// How many users have a connection.
@@ -183,7 +162,7 @@ impl Users {
 
     /// How many connections there are.
     pub(crate) fn connections(&self) -> usize {
-        self.by_session.len()
+        self.connections.load(Relaxed)
     }
 
     /// How many connections there have been.
