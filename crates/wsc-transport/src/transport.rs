@@ -121,12 +121,13 @@ impl<S: Service> Transport<S> {
     pub fn adopt_and_close(&self, stream: Adopted, close: CloseReason) {
         let stream = Transfer::from(stream).into_stream();
         let timeout = self.0.shared.limits.handshake_timeout();
-        let abort = self.0.abort.clone();
+        let stop = self.0.stop.clone();
         self.0.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 // Whether the peer read it is its own business.
                 _ = tokio::time::timeout(timeout, farewell(stream, Vec::new(), Some(close))) => {}
-                () = abort.cancelled() => {}
+                () = stop.cancelled() => {}
             }
         });
     }

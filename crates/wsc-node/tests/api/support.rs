@@ -29,6 +29,8 @@ pub(crate) fn settings(keys: &str) -> Settings {
     load_str(Format::Yaml, &format!("wsc: {{{keys}}}"), None, Strictness::Strict, []).unwrap()
 }
 
+pub(crate) const JSON: (&str, &str) = ("Content-Type", "application/json");
+
 impl TestHub {
     pub(crate) async fn http(
         &self,
@@ -37,7 +39,11 @@ impl TestHub {
         headers: &[(&str, &str)],
         body: Option<&str>,
     ) -> HttpResponse {
-        http(method, &format!("http://{}{path}", self.addr), headers, body.map(str::as_bytes)).await
+        http(method, &self.url(path), headers, body.map(str::as_bytes)).await
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
     }
 
     pub(crate) async fn get(&self, path: &str) -> HttpResponse {
@@ -45,7 +51,7 @@ impl TestHub {
     }
 
     pub(crate) async fn post(&self, path: &str, body: &str) -> HttpResponse {
-        self.http("POST", path, &[("Content-Type", "application/json")], Some(body)).await
+        self.http("POST", path, &[JSON], Some(body)).await
     }
 
     pub(crate) async fn post_json(&self, path: &str, body: &Value) -> HttpResponse {
@@ -55,4 +61,11 @@ impl TestHub {
     pub(crate) async fn connect(&self, user_id: &str) -> Client {
         Client::connect(&format!("ws://{}/ws?user_id={user_id}", self.addr)).await
     }
+}
+
+/// Asserts status and code of a refusal.
+#[track_caller]
+pub(crate) fn assert_refused(answer: &HttpResponse, status: u16, code: i64) {
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(answer.error_code(), code, "{answer:?}");
 }
