@@ -95,6 +95,7 @@ impl Hub {
     }
 
     /// The hub's routes, to be mounted in an axum application: `/ws`, the HTTP API, health, metrics and the page.
+    /// An application with a page of its own at `/` sets `http.demo_page` to `off`, which leaves ours out.
     ///
     /// Pages that are closed to strangers answer there only if the application is served with
     /// `into_make_service_with_connect_info::<SocketAddr>()`: without it nobody knows who is asking.

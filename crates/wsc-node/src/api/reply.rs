@@ -82,7 +82,7 @@ impl IntoResponse for Refusal {
             None => error_response(&self.error),
         };
         let mut response = response.map(Body::from);
-        if self.error.code == ErrorCode::Unauthorized {
+        if response.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response

@@ -1,8 +1,16 @@
 //! Every path there is.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    any::Any,
+    sync::{Arc, LazyLock},
+};
 
-use axum::{Router, extract::Request, middleware, middleware::Next};
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
 use http::StatusCode;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -89,10 +97,32 @@ fn wrong_method() -> Refusal {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer wants this signature")]
-fn answer_panic(panic: Box<dyn std::any::Any + Send>) -> http::Response<axum::body::Body> {
-    use axum::response::IntoResponse;
-
+fn answer_panic(panic: Box<dyn Any + Send>) -> Response {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(panic = text.unwrap_or("?"), "a request handler panicked");
     Refusal::from(ErrorCode::ServerError).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, routing::get};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn broken() -> String {
+        panic!("broken")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer() {
+        let router = Router::new().route("/", get(broken)).layer(CatchPanicLayer::custom(answer_panic));
+        for _ in 0..2 {
+            let response = router.clone().oneshot(Request::new(Body::empty())).await.unwrap();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["error"]["code"], 1003);
+        }
+    }
 }
