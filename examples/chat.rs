@@ -4,6 +4,8 @@
 //! cargo run -p wsc-examples --example chat
 //! ```
 
+#![expect(clippy::print_stdout, reason = "an example talks to its reader")]
+
 use serde_json::json;
 use wsc_examples::{Client, Error};
 use wsc_hub::Hub;

@@ -4,6 +4,8 @@
 //! cargo run -p wsc-examples --example embed
 //! ```
 
+#![expect(clippy::print_stdout, reason = "an example talks to its reader")]
+
 use std::net::SocketAddr;
 
 use axum::{Router, routing::get};

@@ -4,6 +4,8 @@
 //! cargo run -p wsc-examples --example push
 //! ```
 
+#![expect(clippy::print_stdout, reason = "an example talks to its reader")]
+
 use serde_json::json;
 use wsc_examples::{Client, Error};
 use wsc_hub::{ErrorCode, Hub, Outcome, RoomOptions};
@@ -23,7 +25,7 @@ async fn main() -> Result<(), Error> {
     assert_eq!(alice.expect("user_message").await?["data"]["content"]["order"], 7);
 
     // To somebody who is away: refused, not lost.
-    let refusal = hub.send_to_user("bob", "are you there?").unwrap_err();
+    let refusal = hub.send_to_user("bob", "are you there?").expect_err("bob is away");
     println!("bob: {refusal}");
     assert_eq!(refusal.code, ErrorCode::UserOffline);
 

@@ -3,16 +3,18 @@
 use std::{
     borrow::Cow,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 use wsc_auth::{AuthError, Permissions};
+use wsc_config::{Settings, UserPolicy};
 use wsc_protocol::{CloseCode, CloseReason, ErrorCode, ErrorReply, Id, UserType};
 use wsc_transport::{Admission, Peer};
 
-use crate::{api::error_response, core::Core, exposure};
+use crate::{api::error_response, core::Core, exposure, limits::AddressPlace};
 
 /// An admitted connection that is not open yet. It holds a place among the hub's connections.
 pub(crate) struct Ticket {
@@ -24,6 +26,8 @@ pub(crate) struct Ticket {
     pub(crate) expires_at: Option<u64>,
     pub(crate) speaks_v1: bool,
     pub(crate) place: Place,
+    /// Its address' place, where addresses have a limit.
+    pub(crate) address: Option<AddressPlace>,
 }
 
 /// One of the hub's places; given back when it is dropped.
@@ -66,14 +70,14 @@ impl<'r> Parameters<'r> {
         Ok(Self { query, headers: request.headers() })
     }
 
-    /// The parameter by this name in the query, else in this header; empty counts as absent.
+    /// The parameter by this name in the query, else in this header.
     fn get(&self, name: &str, header: &str) -> Result<Option<Cow<'_, str>>, String> {
         if let Some((_, value)) = self.query.iter().find(|(n, _)| n == name) {
-            return Ok((!value.is_empty()).then(|| Cow::Borrowed(&**value)));
+            return Ok(Some(Cow::Borrowed(&**value)));
         }
         let Some(value) = self.headers.get(header) else { return Ok(None) };
         let value = std::str::from_utf8(value.as_bytes()).map_err(|_| format!("{header} is not UTF-8"))?;
-        Ok((!value.is_empty()).then_some(Cow::Borrowed(value)))
+        Ok(Some(Cow::Borrowed(value)))
     }
 
     fn id(&self, name: &str, header: &str) -> Result<Option<Cow<'_, str>>, String> {
@@ -117,20 +121,19 @@ impl Core {
         if self.is_draining() {
             return self.refuse("draining", ErrorCode::Full.into(), Some("the hub is shutting down"), Some(1));
         }
+        if let Err(retry_after) = self.admit_rate() {
+            let seconds = retry_after.as_secs() + 1;
+            return self.refuse("rate", ErrorCode::Full.into(), Some("too many handshakes a second"), Some(seconds));
+        }
         let offers_v1 = offers(request.headers(), SUBPROTOCOL);
         let parameters = match Parameters::new(request) {
             Ok(parameters) => parameters,
             Err(message) => return self.refuse_parameters(message),
         };
         match self.identify(&parameters, offers_v1).await {
-            Ok(Ok(ticket)) => {
-                if ticket.place.number > settings.max_connections {
-                    self.metrics.handshake_failed("too_many_connections");
-                    return refuse_either_way(
-                        offers_v1,
-                        ErrorReply::new(ErrorCode::Full, "too many connections"),
-                        CloseReason::new(CloseCode::TOO_MANY_CONNECTIONS, "too many connections"),
-                    );
+            Ok(Ok(mut ticket)) => {
+                if let Some(refused) = self.check_limits(&mut ticket, peer, &settings) {
+                    return refused;
                 }
                 tracing::debug!(user_id = %ticket.user_id, client_id = ?ticket.client_id, ?peer, "admitted");
                 Admission::Accept { ticket, subprotocol: offers_v1.then_some(SUBPROTOCOL) }
@@ -138,10 +141,53 @@ impl Core {
             Ok(Err(error)) => {
                 self.metrics.handshake_failed(error.as_str());
                 let reply = ErrorReply::new(error.error_code(), error.to_string());
-                refuse_either_way(offers_v1, reply, CloseReason::new(error.close_code(), error.to_string()))
+                refuse_either_way(offers_v1, &reply, CloseReason::new(error.close_code(), error.to_string()))
             }
             Err(message) => self.refuse_parameters(message),
         }
+    }
+
+    /// Whether one more handshake may begin in this second.
+    fn admit_rate(&self) -> Result<(), Duration> {
+        let mut cell = self.handshakes.lock();
+        match &mut *cell {
+            Some(cell) => cell.check(1, self.clock.elapsed().as_nanos() as u64),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the limits of the hub, of the address and of the user, in this order.
+    fn check_limits(&self, ticket: &mut Ticket, peer: Option<&Peer>, settings: &Settings) -> Option<Admission<Ticket>> {
+        let refuse = |label, code, message: &str, close| {
+            self.metrics.handshake_failed(label);
+            let reply = ErrorReply::new(code, message);
+            Some(refuse_either_way(ticket.speaks_v1, &reply, CloseReason::new(close, message)))
+        };
+        if ticket.place.number > settings.max_connections {
+            let close = CloseCode::TOO_MANY_CONNECTIONS;
+            return refuse("too_many_connections", ErrorCode::Full, "too many connections", close);
+        }
+        if let Some(peer) = peer.filter(|_| settings.limits.ip_connections > 0) {
+            let address = self.addresses.take(peer.remote.ip().to_canonical(), settings.limits.ip_connections);
+            if address.is_none() {
+                let close = CloseCode::TOO_MANY_CONNECTIONS;
+                let message = "too many connections from this address";
+                return refuse("too_many_from_address", ErrorCode::RateLimited, message, close);
+            }
+            ticket.address = address;
+        }
+        let max = settings.limits.user_connections;
+        if max > 0 && settings.limits.user_policy == UserPolicy::Refuse {
+            let user = self.users.get(ticket.user_id.as_str());
+            // Who takes the place of an older connection is not one more.
+            let others = user.map_or(0, |user| user.count_others(ticket.client_id.as_deref()));
+            if others as u64 >= max {
+                let close = CloseCode::TOO_MANY_CONNECTIONS_OF_USER;
+                let message = "too many connections of this user";
+                return refuse("too_many_of_user", ErrorCode::RateLimited, message, close);
+            }
+        }
+        None
     }
 
     /// Who this is: the outer error is one of the parameters, the inner one of the credentials.
@@ -186,7 +232,17 @@ impl Core {
         };
         let client_id = named_client.map(Box::from);
         let place = Place::take(self);
-        Ok(Ok(Ticket { user_id, client_id, device_id, user_type, permissions, expires_at, speaks_v1, place }))
+        Ok(Ok(Ticket {
+            user_id,
+            client_id,
+            device_id,
+            user_type,
+            permissions,
+            expires_at,
+            speaks_v1,
+            place,
+            address: None,
+        }))
     }
 
     fn refuse_parameters(&self, message: String) -> Admission<Ticket> {
@@ -214,11 +270,11 @@ impl Core {
 }
 
 /// Browsers hide the status of a refused upgrade from scripts; who offers our subprotocol is upgraded and told.
-fn refuse_either_way(offers_v1: bool, error: ErrorReply, close: CloseReason) -> Admission<Ticket> {
+fn refuse_either_way(offers_v1: bool, error: &ErrorReply, close: CloseReason) -> Admission<Ticket> {
     if offers_v1 {
         return Admission::Close { close, subprotocol: Some(SUBPROTOCOL) };
     }
-    let mut response: Response<Vec<u8>> = error_response(&error);
+    let mut response: Response<Vec<u8>> = error_response(error);
     if error.code == ErrorCode::Full {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, OnceLock, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -24,6 +24,7 @@ use crate::{
     encode::now_ms,
     hub::{Hub, HubInner},
     ledger::Ledger,
+    limits::{Addresses, Gcra},
     metrics::Metrics,
     presence::Presence,
     rooms::Rooms,
@@ -117,12 +118,15 @@ impl HubBuilder {
         let events = EventBus::new(settings::events(&settings));
         let transport_config = settings::transport(&settings);
         let node_id = settings.node_id.as_str().to_owned();
-        let (settings_sender, settings) = watch::channel(Arc::new(settings));
+        let rate = settings.limits.handshakes_per_second;
+        let handshakes = Gcra::new(rate, rate);
+        let settings = watch::Sender::new(Arc::new(settings));
         let mut core = None;
         let transport = Transport::start(WS_PATH, &transport_config, |fanouts| {
             let made = Arc::new(Core {
                 node_id,
                 started_at: now_ms(),
+                clock: Instant::now(),
                 settings,
                 users: Users::default(),
                 rooms: Rooms::default(),
@@ -136,6 +140,8 @@ impl HubBuilder {
                 metrics,
                 presence: Presence::default(),
                 admitted: AtomicU64::new(0),
+                addresses: Addresses::default(),
+                handshakes: Mutex::new(handshakes),
                 draining: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 hub: OnceLock::new(),
@@ -147,13 +153,7 @@ impl HubBuilder {
         if let Some(tls) = tls {
             transport.set_tls(&tls);
         }
-        let hub = Hub::new(HubInner {
-            core: Arc::clone(&core),
-            transport,
-            settings: settings_sender,
-            listening: Mutex::default(),
-            stop: CancellationToken::new(),
-        });
+        let hub = Hub::new(HubInner { core: Arc::clone(&core), transport, stop: CancellationToken::new() });
         core.tasks.spawn(upkeep(Arc::clone(&core), hub.inner().stop.clone()));
         core.events.publish_with(EventType::HubStarted, || Event::HubStarted { node_id: core.node_id.clone() });
         Ok(hub)

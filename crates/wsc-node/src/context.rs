@@ -1,6 +1,6 @@
 //! Message types that the embedding program adds.
 
-use std::{collections::HashMap, fmt, marker::PhantomData, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
+use std::{collections::HashMap, fmt, marker::PhantomData, panic::AssertUnwindSafe, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -91,6 +91,9 @@ impl fmt::Debug for Context {
     }
 }
 
+/// What a handler answers: the `data` of the reply, or nothing.
+type Answer = Result<Option<Box<RawValue>>, ErrorReply>;
+
 /// The handlers of all custom types.
 pub(crate) type Handlers = HashMap<Arc<str>, Arc<dyn MessageHandler>>;
 
@@ -128,18 +131,12 @@ where
 }
 
 /// Runs a handler; a panic becomes 1003.
-pub(crate) fn guarded(
-    handler: Arc<dyn MessageHandler>,
-    context: Context,
-    data: Option<Box<RawValue>>,
-) -> Pin<Box<dyn Future<Output = Result<Option<Box<RawValue>>, ErrorReply>> + Send>> {
-    Box::pin(async move {
-        let message_type = Arc::clone(&context.message_type);
-        // The handler's state is its own business; ours is not touched by a panic in it.
-        let result = AssertUnwindSafe(async { handler.handle(context, data).await }).catch_unwind().await;
-        result.unwrap_or_else(|_| {
-            tracing::error!(%message_type, "a message handler panicked");
-            Err(ErrorReply::new(ErrorCode::ServerError, "the handler failed"))
-        })
+pub(crate) async fn guarded(handler: Arc<dyn MessageHandler>, context: Context, data: Option<Box<RawValue>>) -> Answer {
+    let message_type = Arc::clone(&context.message_type);
+    // The handler's state is its own business; ours is not touched by a panic in it.
+    let result = AssertUnwindSafe(async { handler.handle(context, data).await }).catch_unwind().await;
+    result.unwrap_or_else(|_| {
+        tracing::error!(%message_type, "a message handler panicked");
+        Err(ErrorReply::new(ErrorCode::ServerError, "the handler failed"))
     })
 }

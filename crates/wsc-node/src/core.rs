@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock, Weak, atomic::AtomicU64};
 
-use parking_lot::RwLock;
+use std::time::Instant;
+
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
@@ -13,8 +15,15 @@ use wsc_protocol::UserType;
 use wsc_transport::{Fanout, Fanouts};
 
 use crate::{
-    context::Handlers, hub::HubInner, ledger::Ledger, metrics::Metrics, presence::Presence, rooms::Rooms,
-    session::SessionRef, users::Users,
+    context::Handlers,
+    hub::HubInner,
+    ledger::Ledger,
+    limits::{Addresses, Gcra},
+    metrics::Metrics,
+    presence::Presence,
+    rooms::Rooms,
+    session::SessionRef,
+    users::Users,
 };
 
 /// Everything that one node knows. Data flows one way: the transport calls in, the node writes to connections.
@@ -22,7 +31,10 @@ pub(crate) struct Core {
     pub(crate) node_id: String,
     /// Unix milliseconds.
     pub(crate) started_at: u64,
-    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    /// Where durations within the node are counted from.
+    pub(crate) clock: Instant,
+    /// Whoever must act on a change subscribes; everybody else reads once per decision.
+    pub(crate) settings: watch::Sender<Arc<Settings>>,
     pub(crate) users: Users,
     pub(crate) rooms: Rooms,
     pub(crate) everyone: Everyone,
@@ -36,6 +48,9 @@ pub(crate) struct Core {
     pub(crate) presence: Presence,
     /// Connections that are open or about to be.
     pub(crate) admitted: AtomicU64,
+    pub(crate) addresses: Addresses,
+    /// How many handshakes a second may begin.
+    pub(crate) handshakes: Mutex<Option<Gcra>>,
     /// Cancelled when newcomers are refused.
     pub(crate) draining: CancellationToken,
     /// Tasks of the node itself; awaited at shutdown.

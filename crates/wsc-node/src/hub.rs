@@ -7,13 +7,11 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use wsc_config::Settings;
 use wsc_events::EventBus;
 use wsc_failure::FailureHandlerRegistry;
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, Id, UserType};
@@ -39,8 +37,6 @@ pub struct Hub(Arc<HubInner>);
 pub(crate) struct HubInner {
     pub(crate) core: Arc<Core>,
     pub(crate) transport: Transport<NodeService>,
-    pub(crate) settings: watch::Sender<Arc<Settings>>,
-    pub(crate) listening: Mutex<Vec<SocketAddr>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -76,7 +72,6 @@ impl Hub {
     pub fn listen(&self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
         let listener = bind(address).map_err(|source| ListenError { address, source })?;
         let local = listener.local_addr().map_err(|source| ListenError { address, source })?;
-        self.0.listening.lock().push(local);
         self.0.transport.listen(listener);
         Ok(local)
     }

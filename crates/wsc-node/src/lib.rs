@@ -33,6 +33,7 @@ mod encode;
 mod exposure;
 mod hub;
 mod ledger;
+mod limits;
 mod metrics;
 mod presence;
 mod rooms;

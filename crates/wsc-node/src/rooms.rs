@@ -112,6 +112,10 @@ impl Core {
         if let Some(room) = self.rooms.get(room_id) {
             return Ok((room, false));
         }
+        if options.name.as_ref().is_some_and(|name| name.len() > MAX_NAME_LEN) {
+            let message = format!("name has more than the {MAX_NAME_LEN} bytes allowed");
+            return Err(ErrorReply::new(ErrorCode::InvalidFormat, message));
+        }
         let settings = self.settings();
         if self.rooms.len() as u64 >= settings.rooms.max_rooms {
             let details = serde_json::json!({ "limit": settings.rooms.max_rooms });
@@ -295,3 +299,6 @@ impl Core {
         session.outbound.send(&error_frame(error, request_id, now_ms()));
     }
 }
+
+/// Longest display name of a room in bytes.
+const MAX_NAME_LEN: usize = 256;

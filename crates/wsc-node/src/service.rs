@@ -8,7 +8,7 @@ use std::sync::{
 use http::Request;
 use parking_lot::Mutex;
 use uuid::Uuid;
-use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, Event, EventType, encode};
+use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, encode};
 use wsc_transport::{Admission, FanoutReport, Handler, Message, Next, Outbound, Peer, Service, Stream};
 
 use crate::{
@@ -16,8 +16,9 @@ use crate::{
     api,
     core::Core,
     encode::{now_ms, with_frame},
+    limits::{AddressPlace, Rates, Verdict},
     session::{Joined, Session, SessionRef},
-    users::Attached,
+    users::{Attached, UserLimit},
 };
 
 /// The node behind its transport.
@@ -49,15 +50,26 @@ pub(crate) struct Connected {
     pub(crate) core: Arc<Core>,
     pub(crate) session: Arc<Session>,
     everyone_slot: u32,
+    /// What only some hubs ask for; most connections have none.
+    extras: Option<Box<Extras>>,
+}
+
+/// Limits of one connection.
+struct Extras {
+    rates: Option<Rates>,
+    /// Held until the connection ends.
+    _address: Option<AddressPlace>,
 }
 
 impl Core {
     /// Registers a connection. Nothing is on the wire yet, so what is sent first here comes first there.
     fn open(self: &Arc<Self>, ticket: Ticket, outbound: &Outbound) -> Connected {
-        let Ticket { user_id, client_id, device_id, user_type, permissions, expires_at, speaks_v1, place } = ticket;
+        let Ticket { user_id, client_id, device_id, user_type, permissions, expires_at, speaks_v1, place, address } =
+            ticket;
         let id = Uuid::now_v7();
         let now = now_ms();
-        let ping_interval_ms = self.settings().ping_interval.as_millis() as u64;
+        let settings = self.settings();
+        let ping_interval_ms = settings.ping_interval.as_millis() as u64;
         with_frame(
             |out| {
                 encode::reply(out, "connected", None, now, |json| {
@@ -77,7 +89,8 @@ impl Core {
             },
             |frame| outbound.send(frame),
         );
-        let Attached { session, replaced, is_first } = self.users.attach(&user_id, |user| Session {
+        let limit = UserLimit { max: settings.limits.user_connections, policy: settings.limits.user_policy };
+        let Attached { session, replaced, evicted, is_first } = self.users.attach(&user_id, limit, |user| Session {
             id,
             user,
             given_client_id: client_id,
@@ -94,6 +107,9 @@ impl Core {
             let close = CloseReason::new(CloseCode::REPLACED, "replaced by a newer connection of this client id");
             replaced.outbound.close(&close, DisconnectReason::Replaced);
         }
+        for evicted in evicted {
+            Self::force_offline(&evicted);
+        }
         // Without a limit a fan-out that is never closed takes everybody.
         let everyone = self.everyone.of(user_type, speaks_v1);
         let everyone_slot = everyone.join(SessionRef(Arc::clone(&session)), None).unwrap_or(u32::MAX);
@@ -107,17 +123,52 @@ impl Core {
             }),
             None => self.events.publish_with(EventType::ClientConnected, || Event::ClientConnected(session.info())),
         }
-        Connected { core: Arc::clone(self), session, everyone_slot }
+        let rates = Rates::new(&settings.limits);
+        let extras = (rates.is_some() || address.is_some()).then(|| Box::new(Extras { rates, _address: address }));
+        Connected { core: Arc::clone(self), session, everyone_slot, extras }
+    }
+
+    /// Closes a connection that its user may not have beside the others.
+    fn force_offline(session: &Session) {
+        let reason = "too many connections of this user";
+        with_frame(
+            |out| {
+                encode::reply(out, "force_offline", None, now_ms(), |json| {
+                    json.raw("{\"reason\":").string(reason).raw("}");
+                });
+            },
+            |frame| session.outbound.send(frame),
+        );
+        let close = CloseReason::new(CloseCode::TOO_MANY_CONNECTIONS_OF_USER, reason);
+        session.outbound.close(&close, DisconnectReason::ForceOffline);
     }
 }
 
 impl Handler for Connected {
     fn message(&self, message: Message<'_>) -> Next {
+        if let Some(rates) = self.extras.as_ref().and_then(|extras| extras.rates.as_ref()) {
+            match rates.check(message.as_bytes().len()) {
+                Verdict::Pass => {}
+                Verdict::Refuse { retry_after, tell } => {
+                    if tell {
+                        let details = serde_json::json!({ "retry_after_ms": retry_after.as_millis() as u64 + 1 });
+                        let error = ErrorReply::from(ErrorCode::RateLimited).with_details(details);
+                        Core::send_error(&self.session, &error, None);
+                    }
+                    return Next::Read;
+                }
+                Verdict::Close => {
+                    let close = CloseReason::new(CloseCode::RATE_LIMIT, "too many messages");
+                    self.session.outbound.close(&close, DisconnectReason::RateLimited);
+                    return Next::Read;
+                }
+            }
+        }
         self.dispatch(message)
     }
 
     fn closed(self, cause: DisconnectReason) {
-        let Self { core, session, everyone_slot } = self;
+        let Self { core, session, everyone_slot, extras: _ } = self;
         core.everyone.of(session.user_type, session.speaks_v1).leave(everyone_slot);
         core.leave_all(&session);
         let was_last = core.users.detach(&session) == Some(true);

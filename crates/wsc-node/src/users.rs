@@ -12,6 +12,7 @@ use std::{
 use dashmap::{DashMap, Entry};
 use parking_lot::Mutex;
 use uuid::Uuid;
+use wsc_config::UserPolicy;
 use wsc_protocol::Id;
 
 use crate::session::Session;
@@ -35,6 +36,12 @@ impl User {
             [only] => Recipients::One(Arc::clone(only)),
             all => Recipients::Many(all.to_vec()),
         }
+    }
+
+    /// How many connections there are beside the one of this client id.
+    pub(crate) fn count_others(&self, client_id: Option<&str>) -> usize {
+        let sessions = self.sessions.lock();
+        sessions.iter().filter(|s| client_id.is_none_or(|id| !s.is_client(id))).count()
     }
 
     pub(crate) fn find_client(&self, client_id: &str) -> Option<Arc<Session>> {
@@ -94,13 +101,23 @@ pub(crate) struct Attached {
     pub(crate) session: Arc<Session>,
     /// The connection whose place it took.
     pub(crate) replaced: Option<Arc<Session>>,
+    /// Connections that the user may not have beside the new one; the new one itself where the newest goes.
+    pub(crate) evicted: Vec<Arc<Session>>,
     /// Whether it is its user's only one.
     pub(crate) is_first: bool,
 }
 
+/// How many connections a user may have.
+#[derive(Clone, Copy)]
+pub(crate) struct UserLimit {
+    /// 0: any number.
+    pub(crate) max: u64,
+    pub(crate) policy: UserPolicy,
+}
+
 impl Users {
     /// Adds the connection that `make` builds for its user.
-    pub(crate) fn attach(&self, user_id: &Id, make: impl FnOnce(Arc<User>) -> Session) -> Attached {
+    pub(crate) fn attach(&self, user_id: &Id, limit: UserLimit, make: impl FnOnce(Arc<User>) -> Session) -> Attached {
         self.connections_total.fetch_add(1, Relaxed);
         let newcomer = User { id: user_id.clone(), sessions: Mutex::default() };
         // The map's shard stays locked until the connection is in, so that the user cannot be removed meanwhile.
@@ -117,12 +134,19 @@ impl Users {
         let is_first = sessions.is_empty() && replaced.is_none();
         sessions.reserve_exact(1);
         sessions.push(Arc::clone(&session));
+        let mut evicted = Vec::new();
+        while limit.max > 0 && sessions.len() as u64 > limit.max {
+            let ids = sessions.iter().enumerate().map(|(at, s)| (s.id, at));
+            // Ids begin with the time.
+            let at = if limit.policy == UserPolicy::Refuse { ids.max() } else { ids.min() };
+            let Some((_, at)) = at else { break };
+            evicted.push(sessions.swap_remove(at));
+        }
         drop(sessions);
         drop(entry);
-        if replaced.is_none() {
-            self.connections.fetch_add(1, Relaxed);
-        }
-        Attached { session, replaced, is_first }
+        self.connections.fetch_add(1, Relaxed);
+        self.connections.fetch_sub(usize::from(replaced.is_some()) + evicted.len(), Relaxed);
+        Attached { session, replaced, evicted, is_first }
     }
 
     /// Removes a connection. Returns whether it was its user's last; `None` where it was not there (any more).

@@ -164,6 +164,15 @@ pub fn accepted_direct(out: &mut Vec<u8>, id: Uuid, fate: Fate, request_id: &Mes
     });
 }
 
+/// Appends a `gap` notice: `dropped` messages of together `bytes` bytes were dropped here since `since`, Unix
+/// milliseconds (protocol §4, *Slow consumers*).
+pub fn gap(out: &mut Vec<u8>, dropped: u64, bytes: u64, since: u64, timestamp: u64) {
+    reply(out, "gap", None, timestamp, |json| {
+        json.raw("{\"dropped\":").number(dropped).raw(",\"bytes\":").number(bytes);
+        json.raw(",\"since\":").number(since).raw("}");
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

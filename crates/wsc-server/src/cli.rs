@@ -96,7 +96,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => {
             let source = Source::locate(args.config);
             let settings = config::load(&source, args.profile.as_deref(), Strictness::Strict, config::environment())?;
-            serve::run(settings, &source)?;
+            serve::run(&settings, &source)?;
             Ok(())
         }
         Command::CheckConfig { file, profile } => {

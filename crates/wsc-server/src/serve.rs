@@ -13,7 +13,7 @@ use wsc_hub::{Hub, Settings, config::Source};
 use crate::log;
 
 /// Serves with these settings; returns after a shutdown in order.
-pub(crate) fn run(settings: Settings, source: &Source) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
     log::init(&settings.log);
     let descriptors = raise_descriptor_limit();
     let runtime =
@@ -25,7 +25,7 @@ pub(crate) fn run(settings: Settings, source: &Source) -> anyhow::Result<()> {
         let hub = Hub::builder().settings(settings.clone()).start()?;
         let address = hub.listen(settings.listen)?;
         let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
-        greet(&settings, source, address, internal);
+        greet(settings, source, address, internal);
         if let Some(limit) = descriptors.filter(|&limit| limit < settings.max_connections) {
             tracing::warn!(
                 max_connections = settings.max_connections,

@@ -34,8 +34,8 @@ pub(crate) struct Connection<H: Handler> {
     /// Where the bytes come from unless it is `conn.tcp`.
     stream: Option<Stream>,
     decoder: Decoder,
-    /// Bytes that were read but not yet decoded.
-    unread: Option<Box<Vec<u8>>>,
+    /// Bytes that were read but not yet decoded; without capacity where there are none.
+    unread: Vec<u8>,
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// `unread` may hold whole frames: decode before reading.
     has_more: bool,
@@ -80,7 +80,7 @@ impl<H: Handler> Connection<H> {
             stream,
             decoder: Decoder::default(),
             has_more: !unread.is_empty(),
-            unread: (!unread.is_empty()).then(|| Box::new(unread)),
+            unread,
             waiting: None,
             is_unflushed: false,
             hearing: Hearing::Frames,
@@ -94,12 +94,10 @@ impl<H: Handler> Connection<H> {
 
     /// One turn: decodes what is there, else reads.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
-        if self.has_more
-            && let Some(mut unread) = self.unread.take()
-        {
+        if self.has_more && !self.unread.is_empty() {
+            let mut unread = mem::take(&mut self.unread);
             let (used, turn) = self.decode(&mut unread);
-            unread.drain(..used);
-            self.unread = (!unread.is_empty()).then_some(unread);
+            self.keep_unread(unread, used);
             return Poll::Ready(Ok(turn));
         }
         self.has_more = false;
@@ -112,23 +110,27 @@ impl<H: Handler> Connection<H> {
             self.conn.last_read.store(shared.now(), Relaxed);
             shared.stats.bytes_in.fetch_add(len as u64, Relaxed);
             let fresh = &mut scratch[..len];
-            let turn = match self.unread.take() {
-                None => {
-                    let (used, turn) = self.decode(fresh);
-                    let rest = &fresh[used..];
-                    self.unread = (!rest.is_empty()).then(|| Box::new(rest.to_vec()));
-                    turn
-                }
-                Some(mut unread) => {
-                    unread.extend_from_slice(fresh);
-                    let (used, turn) = self.decode(&mut unread);
-                    unread.drain(..used);
-                    self.unread = (!unread.is_empty()).then_some(unread);
-                    turn
-                }
+            let turn = if self.unread.is_empty() {
+                let (used, turn) = self.decode(fresh);
+                self.unread = fresh[used..].to_vec();
+                turn
+            } else {
+                let mut unread = mem::take(&mut self.unread);
+                unread.extend_from_slice(fresh);
+                let (used, turn) = self.decode(&mut unread);
+                self.keep_unread(unread, used);
+                turn
             };
             Poll::Ready(Ok(turn))
         })
+    }
+
+    /// Keeps what is left of `unread` after `used` bytes; an idle connection keeps no buffer.
+    fn keep_unread(&mut self, mut unread: Vec<u8>, used: usize) {
+        if used < unread.len() {
+            unread.drain(..used);
+            self.unread = unread;
+        }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -211,7 +213,7 @@ impl<H: Handler> Connection<H> {
         (used, if self.has_more { Turn::Yield } else { Turn::Again })
     }
 
-    fn hand_out(&mut self, message: Message<'_>) -> Next {
+    fn hand_out(&self, message: Message<'_>) -> Next {
         self.conn.shared.stats.messages_in.fetch_add(1, Relaxed);
         // What arrives behind a close of ours is not acted on any more.
         match &self.handler {
@@ -254,6 +256,10 @@ impl<H: Handler> Connection<H> {
                     return Poll::Ready(DisconnectReason::ClientRequest);
                 }
                 self.conn.linger();
+            }
+            if !flushed && phase == Phase::Closing && self.conn.cause().is_some_and(is_slow) {
+                // Who takes nothing is not listened to either: what it sends waits in its own kernel.
+                return Poll::Pending;
             }
             if let Some(waiting) = &mut self.waiting {
                 ready!(waiting.as_mut().poll(cx));
@@ -309,6 +315,11 @@ impl<H: Handler> Drop for Connection<H> {
     }
 }
 
+/// Whether a connection is closed because its peer does not read.
+fn is_slow(cause: DisconnectReason) -> bool {
+    matches!(cause, DisconnectReason::SlowConsumer | DisconnectReason::WriteTimeout)
+}
+
 /// Lends the thread's read buffer. It is taken, not borrowed, so that a handler may do what it likes meanwhile.
 fn with_scratch<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
     thread_local! {
@@ -358,7 +369,7 @@ pub(crate) fn abort_all(shared: &Shared) {
 mod tests {
     use super::*;
 
-    struct Idle(#[expect(dead_code, reason = "takes the place of a real handler's pointers")] [usize; 3]);
+    struct Idle(#[expect(dead_code, reason = "takes the place of a real handler's pointers")] [usize; 4]);
 
     impl Handler for Idle {
         fn message(&self, _: Message<'_>) -> Next {

@@ -288,6 +288,13 @@ struct Seat<M> {
     joined_at: u64,
 }
 
+/// Some of the members at one moment.
+struct Slice<M> {
+    seats: Vec<(Slot, Seat<M>)>,
+    /// Departures until then: while the count stands, the seats are taken.
+    departures: u64,
+}
+
 /// Frames that wait for the next round, back to back.
 #[derive(Debug, Default)]
 struct Pending {
@@ -376,7 +383,7 @@ impl Round {
 
 impl<M: Member> Inner<M> {
     /// Copies a slice of the members that the round concerns; `None` behind the last.
-    fn slice(&self, round: &Round, max: usize) -> Option<(Vec<(Slot, Seat<M>)>, u64)> {
+    fn slice(&self, round: &Round, max: usize) -> Option<Slice<M>> {
         let state = self.state.lock();
         let start = round.next_slot;
         if start >= state.seats.len() {
@@ -385,7 +392,7 @@ impl<M: Member> Inner<M> {
         let end = state.seats.len().min(start + max);
         let seats = state.seats[start..end].iter().enumerate();
         let seats = seats.filter_map(|(i, seat)| Some(((start + i) as Slot, seat.clone()?))).collect();
-        Some((seats, self.departures.load(Ordering::Acquire)))
+        Some(Slice { seats, departures: self.departures.load(Ordering::Acquire) })
     }
 
     /// Whether a copied seat is still taken by the same member since the same time.
@@ -427,7 +434,7 @@ impl<M: Member> Flush for Inner<M> {
                 none.insert(Round::new(pending, next_seq))
             }
         };
-        let Some((seats, departures)) = self.slice(round, budget) else {
+        let Some(Slice { seats, departures }) = self.slice(round, budget) else {
             self.finish(round);
             *current = None;
             let mut state = self.state.lock();

@@ -81,18 +81,15 @@ pub(crate) struct Flushers {
 impl Flushers {
     /// Spawns one flusher for each core. They end with `stop`.
     pub(crate) fn spawn(
-        report: Arc<dyn Fn(FanoutReport) + Send + Sync>,
+        report: &Arc<dyn Fn(FanoutReport) + Send + Sync>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Self {
         let count = std::thread::available_parallelism().map_or(1, usize::from);
         let shards = (0..count)
             .map(|_| {
-                let flusher = Flusher(Arc::new(Shard {
-                    due: Mutex::default(),
-                    wake: Notify::new(),
-                    report: Arc::clone(&report),
-                }));
+                let flusher =
+                    Flusher(Arc::new(Shard { due: Mutex::default(), wake: Notify::new(), report: Arc::clone(report) }));
                 tasks.spawn(flusher.clone().run(stop.clone()));
                 flusher
             })

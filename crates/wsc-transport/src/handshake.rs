@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -126,6 +127,9 @@ enum Outcome<S: Service> {
     Over,
 }
 
+/// An accepted socket on its way to an open connection.
+pub(crate) type Handshake<H> = Pin<Box<dyn Future<Output = Option<Box<Connection<H>>>> + Send>>;
+
 /// Takes an accepted socket as far as an open connection. Anything else is dealt with here.
 pub(crate) async fn handshake<S: Service>(
     transport: Arc<Inner<S>>,
@@ -247,7 +251,7 @@ async fn decide<S: Service>(
         .filter(|_| is_for(&bytes, &transport.path))
         .and_then(|end| Request::try_parse(&bytes[..end]).ok().flatten())
         .map(|(_, request)| request)
-        .filter(|request| wants_upgrade(request));
+        .filter(wants_upgrade);
     let Some((request, end)) = request.zip(end) else {
         return Ok(Outcome::Http(Box::new(Replay::new(bytes, stream.into_stream()))));
     };

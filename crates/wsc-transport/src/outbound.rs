@@ -162,6 +162,7 @@ struct State {
 }
 
 /// A frame in the form that its owner has it in.
+#[derive(Clone, Copy)]
 enum Payload<'p> {
     Borrowed(&'p [u8]),
     Shared(&'p Bytes),
@@ -175,10 +176,10 @@ impl Payload<'_> {
         }
     }
 
-    fn to_bytes(&self) -> Bytes {
+    fn to_bytes(self) -> Bytes {
         match self {
             Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
-            Self::Shared(bytes) => (*bytes).clone(),
+            Self::Shared(bytes) => bytes.clone(),
         }
     }
 }
@@ -345,6 +346,7 @@ impl Conn {
                     &stats.slow_drop_oldest
                 });
                 stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
+                queue.refuse(len, deliveries);
                 false
             }
             _ => {
@@ -466,7 +468,7 @@ impl Conn {
             state.queue = None;
             return Ok(Flush::Done);
         };
-        let bytes = queue.take_slices(MAX_SLICES);
+        let bytes = queue.take_slices(MAX_SLICES, &mut settled);
         state.writing = true;
         let result = MutexGuard::unlocked(&mut state, || {
             let slices: Vec<io::IoSlice<'_>> = bytes.iter().map(|b| io::IoSlice::new(b)).collect();

@@ -3,9 +3,12 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use wsc_protocol::FailureReason;
+use wsc_protocol::{FailureReason, encode};
 
-use crate::{frame::border_after, outbound::Settle};
+use crate::{
+    frame::{border_after, text_frame},
+    outbound::Settle,
+};
 
 /// What an entry is, which decides what a full queue may do to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,39 @@ pub(crate) struct Queue {
     bytes: usize,
     /// How many entries at the front are being written this moment and must stay where they are.
     in_flight: usize,
+    /// Messages that were dropped behind what is fixed at the front, to be told before the next one is written.
+    front_gap: Option<Gap>,
+    /// Messages that were not taken, to be told before the next one that is.
+    back_gap: Option<Gap>,
+}
+
+/// Messages that this connection will not get.
+#[derive(Debug)]
+struct Gap {
+    dropped: u64,
+    bytes: u64,
+    /// Unix milliseconds.
+    since: u64,
+}
+
+impl Gap {
+    fn widen(gap: &mut Option<Self>, entry_bytes: usize, deliveries: u32) {
+        let gap = gap.get_or_insert_with(|| Self { dropped: 0, bytes: 0, since: unix_ms() });
+        // A message of its own is no delivery of a fan-out, but it is one message.
+        gap.dropped += u64::from(deliveries.max(1));
+        gap.bytes += entry_bytes as u64;
+    }
+
+    fn into_entry(self) -> Entry {
+        let mut buffer = Vec::new();
+        let frame = text_frame(&mut buffer, |out| encode::gap(out, self.dropped, self.bytes, self.since, unix_ms()));
+        Entry { bytes: Bytes::copy_from_slice(frame), written: 0, class: Class::Must, deliveries: 0, settle: None }
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Deliveries that ended, to be counted outside the lock.
@@ -73,6 +109,9 @@ impl Queue {
     }
 
     pub(crate) fn push(&mut self, entry: Entry, settled: &mut Settled) {
+        if entry.class == Class::Plain {
+            self.tell_back_gap(settled);
+        }
         self.bytes += entry.len();
         settled.bytes += entry.len() as i64;
         match entry.class {
@@ -107,6 +146,8 @@ impl Queue {
         let mut at = self.fixed_front();
         while self.bytes + len > max && at < self.entries.len() {
             if self.entries[at].class == Class::Plain {
+                let entry = &self.entries[at];
+                Gap::widen(&mut self.front_gap, entry.len(), entry.deliveries);
                 self.fail(at, FailureReason::QueueFull, settled);
             } else {
                 at += 1;
@@ -114,9 +155,21 @@ impl Queue {
         }
     }
 
+    /// Takes note of a message that is not taken.
+    pub(crate) fn refuse(&mut self, len: usize, deliveries: u32) {
+        Gap::widen(&mut self.back_gap, len, deliveries);
+    }
+
+    fn tell_back_gap(&mut self, settled: &mut Settled) {
+        if let Some(gap) = self.back_gap.take() {
+            self.push(gap.into_entry(), settled);
+        }
+    }
+
     /// Drops everything that is not begun, but for the class that is never dropped where `keep_must`; what is begun
     /// ends with the frame that the peer has seen the start of.
     pub(crate) fn cut(&mut self, reason: FailureReason, keep_must: bool, settled: &mut Settled) {
+        (self.front_gap, self.back_gap) = (None, None);
         let fixed = self.fixed_front();
         let mut at = fixed;
         while at < self.entries.len() {
@@ -145,7 +198,7 @@ impl Queue {
     }
 
     /// Ends everything with the connection. Whole frames that were written count as sent.
-    pub(crate) fn end(mut self: Box<Self>, settled: &mut Settled) {
+    pub(crate) fn end(mut self, settled: &mut Settled) {
         self.in_flight = 0;
         settled.bytes -= self.bytes as i64;
         for entry in self.entries {
@@ -160,7 +213,13 @@ impl Queue {
     }
 
     /// The next bytes to write, at most `max_slices` pieces; they stay where they are until [`wrote`](Self::wrote).
-    pub(crate) fn take_slices(&mut self, max_slices: usize) -> Vec<Bytes> {
+    pub(crate) fn take_slices(&mut self, max_slices: usize, settled: &mut Settled) -> Vec<Bytes> {
+        if let Some(gap) = self.front_gap.take() {
+            let entry = gap.into_entry();
+            self.bytes += entry.len();
+            settled.bytes += entry.len() as i64;
+            self.entries.insert(self.fixed_front(), entry);
+        }
         self.in_flight = self.entries.len().min(max_slices);
         self.entries.iter().take(self.in_flight).map(|e| e.bytes.slice(e.written..)).collect()
     }
@@ -183,6 +242,8 @@ impl Queue {
                 }
             }
         }
+        // Nothing may follow for long: who has caught up learns at once what it missed.
+        self.tell_back_gap(settled);
     }
 
     /// How many entries at the front must stay: being written, or begun.
@@ -236,12 +297,12 @@ mod tests {
         let mut queue = Queue::default();
         let mut settled = Settled::default();
         queue.push(entry(Class::Plain, 10, 1), &mut settled);
-        queue.take_slices(16);
+        queue.take_slices(16, &mut settled);
         queue.wrote(3, &mut settled);
         queue.push(entry(Class::Plain, 20, 1), &mut settled);
         queue.push(pong(), &mut settled);
         queue.push(pong(), &mut settled);
-        let lens: Vec<usize> = queue.take_slices(16).iter().map(Bytes::len).collect();
+        let lens: Vec<usize> = queue.take_slices(16, &mut settled).iter().map(Bytes::len).collect();
         assert_eq!(lens, [9, 2, 22]);
     }
 
@@ -253,7 +314,7 @@ mod tests {
             queue.push(entry(Class::Plain, 8, deliveries), &mut settled);
         }
         queue.push(entry(Class::Must, 8, 0), &mut settled);
-        queue.take_slices(1);
+        queue.take_slices(1, &mut settled);
         queue.wrote(1, &mut settled);
         queue.make_room(10, 60, &mut settled);
         assert_eq!(settled.queue_full, 2);
@@ -269,13 +330,13 @@ mod tests {
         let mut settled = Settled::default();
         queue.push(entry(Class::Plain, 8, 3), &mut settled);
         queue.push(entry(Class::Plain, 8, 1), &mut settled);
-        queue.take_slices(1);
+        queue.take_slices(1, &mut settled);
         queue.wrote(13, &mut settled);
         queue.cut(FailureReason::QueueFull, false, &mut settled);
         // Of three joined frames the first is written and the second begun.
         assert_eq!((queue.bytes(), queue.deliveries()), (7, 2));
         assert_eq!(settled.queue_full, 2);
-        queue.take_slices(1);
+        queue.take_slices(1, &mut settled);
         queue.wrote(7, &mut settled);
         assert_eq!(settled.sent, 2);
         assert!(queue.is_empty());
@@ -302,7 +363,7 @@ mod tests {
                 0..40,
             )
         ) {
-            let mut queue = Box::new(Queue::default());
+            let mut queue = Queue::default();
             let mut settled = Settled::default();
             let mut taken = 0;
             for op in ops {
@@ -314,7 +375,7 @@ mod tests {
                         queue.push(entry(Class::Plain, len, deliveries), &mut settled);
                     }
                     Op::Write(len) => {
-                        let offered: usize = queue.take_slices(4).iter().map(Bytes::len).sum();
+                        let offered: usize = queue.take_slices(4, &mut settled).iter().map(Bytes::len).sum();
                         queue.wrote(len.min(offered), &mut settled);
                     }
                     Op::MakeRoom(max) => queue.make_room(0, max, &mut settled),

@@ -20,8 +20,8 @@ use crate::{
     connection::{Connection, Stream, abort_all, close_all},
     fanout::{Fanout, Fanouts, Member},
     flusher::Flushers,
-    handshake::{PendingHandshakes, Transfer, farewell, handshake, open},
-    service::{Peer, Service},
+    handshake::{Handshake, PendingHandshakes, Transfer, farewell, handshake, open},
+    service::{FanoutReport, Peer, Service},
     shared::Shared,
     stats::TransportStats,
     tls::TlsConfig,
@@ -68,14 +68,14 @@ impl<S: Service> Transport<S> {
         // Weak: the service keeps fan-outs, which keep this.
         let reporter: Arc<OnceLock<Weak<S>>> = Arc::default();
         let listener = Arc::clone(&reporter);
-        let report = Arc::new(move |report| {
+        let report: Arc<dyn Fn(FanoutReport) + Send + Sync> = Arc::new(move |report| {
             let Some(service) = listener.get().and_then(Weak::upgrade) else { return };
             // A flusher serves many fan-outs; none of them may stop for a panic here.
             if catch_unwind(AssertUnwindSafe(|| service.flushed(report))).is_err() {
                 tracing::error!("the service panicked over a report");
             }
         });
-        let flushers = Arc::new(Flushers::spawn(report, &keepers, &keepers_stop));
+        let flushers = Arc::new(Flushers::spawn(&report, &keepers, &keepers_stop));
         let fanouts = Fanouts { flushers, shared: Arc::clone(&shared) };
         let service = make(&fanouts);
         reporter.get_or_init(|| Arc::downgrade(&service));
@@ -261,7 +261,7 @@ impl fmt::Debug for Adopted {
 
 /// A connection's task from accept to end. The handshake is boxed because a task is as large as its largest state.
 enum Task<S: Service> {
-    Handshake(Pin<Box<dyn Future<Output = Option<Box<Connection<S::Handler>>>> + Send>>),
+    Handshake(Handshake<S::Handler>),
     Open(Connection<S::Handler>),
 }
 

@@ -93,15 +93,16 @@ async fn flooded(policy: &str) -> (Vec<u64>, u64) {
                 _ => panic!("{message}"),
             }
         }
-        (got, dropped)
+        (slow, got, dropped)
     });
     // An end may be dropped, too, while the queue is still full.
     while !reading.is_finished() {
         talker.say("r1", json!("end")).await;
         listener.expect("room_message").await;
     }
+    let (_slow, got, dropped) = reading.await.unwrap();
     expect_clients(&server, 3).await;
-    reading.await.unwrap()
+    (got, dropped)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
