@@ -86,3 +86,12 @@ pub use wsc_protocol::{
     CloseCode, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, HubMessage, Id, Outcome,
     Priority, UserType,
 };
+
+/// The snippets of the guide and of the README, so that they cannot rot.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../../docs/embedding.md")]
+    struct Embedding;
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+}
