@@ -17,7 +17,6 @@ use wsc_transport::{Fanout, Fanouts};
 use crate::{
     context::Handlers,
     hub::HubInner,
-    ledger::Ledger,
     limits::{Addresses, Gcra},
     metrics::Metrics,
     presence::Presence,
@@ -43,7 +42,6 @@ pub(crate) struct Core {
     pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
     pub(crate) events: EventBus,
     pub(crate) failures: FailureRouter,
-    pub(crate) ledger: Arc<Ledger>,
     pub(crate) metrics: Metrics,
     pub(crate) presence: Presence,
     /// Connections that are open or about to be.

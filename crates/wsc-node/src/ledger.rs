@@ -1,30 +1,28 @@
-//! The fates of messages, counted. Fan-outs keep theirs in the transport's statistics; this is the rest.
+//! User-addressed messages that have to wait. What became of every message stands in the transport's ledger.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use wsc_failure::{FailureEvent, FailureRouter};
 use wsc_protocol::{FailureReason, HubMessage, Id};
-use wsc_transport::Settle;
+use wsc_transport::{Fanouts, Ledger, Settle, Tally};
 
-/// Pairs of a user-addressed message and its recipient.
-#[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    pub(crate) accepted: AtomicU64,
-    pub(crate) sent: AtomicU64,
-    pub(crate) failed: AtomicU64,
-    pub(crate) in_flight: AtomicI64,
-    /// Copies that the kernel took; a user with two devices gets two.
-    pub(crate) copies: AtomicU64,
+/// Enters one pair that failed for `reason`.
+pub(crate) fn note_failure(tally: &mut Tally, reason: FailureReason) {
+    match reason {
+        FailureReason::QueueFull => tally.queue_full += 1,
+        FailureReason::ConnClosed => tally.conn_closed += 1,
+        _ => tally.other += 1,
+    }
 }
 
 /// One user-addressed message that has to wait on all the connections that take it: sent with the first that writes
 /// it, failed with the last that cannot.
 #[derive(Debug)]
 pub(crate) struct Transit {
-    ledger: Arc<Ledger>,
+    fanouts: Fanouts,
     failures: FailureRouter,
     message: Arc<HubMessage>,
     recipient: Id,
@@ -34,21 +32,24 @@ pub(crate) struct Transit {
 }
 
 impl Transit {
-    pub(crate) fn new(
-        ledger: &Arc<Ledger>,
-        failures: &FailureRouter,
-        message: HubMessage,
-        recipient: &Id,
-    ) -> Arc<Self> {
-        ledger.in_flight.fetch_add(1, Ordering::Relaxed);
+    /// Accepts the message.
+    pub(crate) fn new(fanouts: &Fanouts, failures: &FailureRouter, message: HubMessage, recipient: &Id) -> Arc<Self> {
+        fanouts.stats().ledger().note(|tally| {
+            tally.accepted += 1;
+            tally.in_flight += 1;
+        });
         Arc::new(Self {
-            ledger: Arc::clone(ledger),
+            fanouts: fanouts.clone(),
             failures: failures.clone(),
             message: Arc::new(message),
             recipient: recipient.clone(),
             open: AtomicU32::new(1),
             settled: AtomicBool::new(false),
         })
+    }
+
+    fn ledger(&self) -> &Ledger {
+        self.fanouts.stats().ledger()
     }
 
     /// One more connection has it in its queue.
@@ -60,8 +61,10 @@ impl Transit {
     pub(crate) fn sent(&self) -> bool {
         let first = !self.settled.swap(true, Ordering::AcqRel);
         if first {
-            self.ledger.in_flight.fetch_sub(1, Ordering::Relaxed);
-            self.ledger.sent.fetch_add(1, Ordering::Relaxed);
+            self.ledger().note(|tally| {
+                tally.in_flight -= 1;
+                tally.sent += 1;
+            });
         }
         first
     }
@@ -69,8 +72,10 @@ impl Transit {
     /// One of those that might have written it cannot (or was never needed).
     pub(crate) fn one_less(&self, reason: FailureReason) {
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 && !self.settled.swap(true, Ordering::AcqRel) {
-            self.ledger.in_flight.fetch_sub(1, Ordering::Relaxed);
-            self.ledger.failed.fetch_add(1, Ordering::Relaxed);
+            self.ledger().note(|tally| {
+                tally.in_flight -= 1;
+                note_failure(tally, reason);
+            });
             let event = FailureEvent::new(Arc::clone(&self.message), self.recipient.clone(), reason, reason.as_str());
             self.failures.route(event);
         }
@@ -81,7 +86,7 @@ impl Settle for Transit {
     fn settle(&self, result: Result<(), FailureReason>) {
         match result {
             Ok(()) => {
-                self.ledger.copies.fetch_add(1, Ordering::Relaxed);
+                self.ledger().note(|tally| tally.copies += 1);
                 self.sent();
                 self.one_less(FailureReason::Unknown);
             }

@@ -5,7 +5,7 @@ use std::fmt;
 use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use wsc_protocol::{DisconnectReason, FailureReason, Outcome};
-use wsc_transport::FanoutReport;
+use wsc_transport::{FanoutReport, Tally};
 
 use crate::core::Core;
 
@@ -71,33 +71,8 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Totals by outcome at one moment; fan-outs and user-addressed messages together.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Totals {
-    pub(crate) accepted: u64,
-    pub(crate) sent: u64,
-    pub(crate) failed: u64,
-    pub(crate) in_flight: u64,
-}
-
-impl Core {
-    /// What became of all messages so far.
-    pub(crate) fn totals(&self) -> Totals {
-        use std::sync::atomic::Ordering::Relaxed;
-        let stats = self.fanouts.stats();
-        let in_flight = stats.deliveries_in_fanouts() + stats.deliveries_queued() + self.ledger.in_flight.load(Relaxed);
-        Totals {
-            accepted: stats.deliveries_accepted() + self.ledger.accepted.load(Relaxed),
-            sent: stats.deliveries_sent() + self.ledger.sent.load(Relaxed),
-            failed: stats.deliveries_queue_full() + stats.deliveries_conn_closed() + self.ledger.failed.load(Relaxed),
-            in_flight: u64::try_from(in_flight).unwrap_or(0),
-        }
-    }
-}
-
 /// Brings gauges and totals that are counted elsewhere up to date.
 fn collect(core: &Core) {
-    use std::sync::atomic::Ordering::Relaxed;
     let stats = core.fanouts.stats();
     set(&metrics::gauge!("wsc_connections"), core.users.connections() as u64);
     set(&metrics::gauge!("wsc_users"), core.users.len() as u64);
@@ -106,8 +81,9 @@ fn collect(core: &Core) {
     metrics::counter!("wsc_messages_received_total").absolute(stats.messages_in());
     metrics::counter!("wsc_bytes_total", "direction" => "in").absolute(stats.bytes_in());
     metrics::counter!("wsc_bytes_total", "direction" => "out").absolute(stats.bytes_out());
-    let copies = stats.deliveries_sent() + core.ledger.copies.load(Relaxed);
-    metrics::counter!("wsc_deliveries_total").absolute(copies);
+    // One moment for all of them: the sum holds at every scrape.
+    let tally = stats.ledger().snapshot();
+    metrics::counter!("wsc_deliveries_total").absolute(whole(tally.copies));
     let queue_bytes = u64::try_from(stats.queue_bytes()).unwrap_or(0);
     set(&metrics::gauge!("wsc_queue_bytes"), queue_bytes);
     for (policy, times) in stats.slow_consumers() {
@@ -116,35 +92,43 @@ fn collect(core: &Core) {
     for (reason, times) in stats.handshake_failures() {
         metrics::counter!("wsc_handshake_failures_total", "reason" => reason).absolute(times);
     }
-    let totals = core.totals();
-    metrics::counter!("wsc_messages_accepted_total").absolute(totals.accepted);
+    metrics::counter!("wsc_messages_accepted_total").absolute(whole(tally.accepted));
     metrics::counter!("wsc_messages_recovered_total").absolute(0);
     metrics::counter!("wsc_messages_released_total").absolute(0);
     for (outcome, times) in [
         (Outcome::Acked, 0),
-        (Outcome::Sent, totals.sent),
-        (Outcome::Failed, totals.failed),
+        (Outcome::Sent, whole(tally.sent)),
+        (Outcome::Failed, whole(tally.failed())),
         (Outcome::Expired, 0),
         (Outcome::Rejected, 0),
     ] {
         metrics::counter!("wsc_messages_total", "outcome" => outcome.as_str()).absolute(times);
     }
     set(&metrics::gauge!("wsc_messages_stored"), 0);
-    set(&metrics::gauge!("wsc_messages_in_flight"), totals.in_flight);
-    let full = stats.deliveries_queue_full();
-    let closed = stats.deliveries_conn_closed();
-    let failures = core.failures.stats();
+    set(&metrics::gauge!("wsc_messages_in_flight"), whole(tally.in_flight));
     for reason in FailureReason::ALL {
-        let fanned_out = match reason {
-            FailureReason::QueueFull => full,
-            FailureReason::ConnClosed => closed,
-            _ => 0,
-        };
-        let times = failures.of_reason(reason) + fanned_out;
+        let times = core.failures_of(reason, &tally);
         if times > 0 {
             metrics::counter!("wsc_failures_by_reason_total", "reason" => reason.as_str()).absolute(times);
         }
     }
+}
+
+impl Core {
+    /// How many messages failed for one reason, refused ones included. Those two that fan-outs know are counted in
+    /// the ledger, whoever the message was for.
+    pub(crate) fn failures_of(&self, reason: FailureReason, tally: &Tally) -> u64 {
+        match reason {
+            FailureReason::QueueFull => whole(tally.queue_full),
+            FailureReason::ConnClosed => whole(tally.conn_closed),
+            reason => self.failures.stats().of_reason(reason),
+        }
+    }
+}
+
+/// A count of the ledger's; none of its sums is ever below zero.
+pub(crate) fn whole(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or(0)
 }
 
 fn set(gauge: &Gauge, value: u64) {

@@ -1,6 +1,6 @@
 //! Where messages go.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -15,7 +15,7 @@ use wsc_transport::{PublishError, Sent, Settle};
 use crate::{
     core::Core,
     encode::{now_ms, with_frame},
-    ledger::Transit,
+    ledger::{Transit, note_failure},
     session::{Seat, Session},
     users::Recipients,
 };
@@ -127,7 +127,7 @@ impl Core {
         recipients: &Recipients,
         frame: &[u8],
     ) -> Option<Fate> {
-        let ledger = &self.ledger;
+        let ledger = self.fanouts.stats().ledger();
         let mut transit: Option<Arc<Transit>> = None;
         let mut written = 0;
         let mut dropped = false;
@@ -142,7 +142,7 @@ impl Core {
                         delivery.timestamp,
                     );
                     message.priority = delivery.priority;
-                    Transit::new(ledger, &self.failures, message, &session.user.id)
+                    Transit::new(&self.fanouts, &self.failures, message, &session.user.id)
                 });
                 transit.wait_on_one_more();
                 Some(Arc::clone(transit) as Arc<dyn Settle>)
@@ -156,22 +156,28 @@ impl Core {
         if written == 0 && !dropped && transit.is_none() {
             return None;
         }
-        ledger.accepted.fetch_add(1, Relaxed);
-        ledger.copies.fetch_add(written, Relaxed);
         match transit {
             Some(transit) => {
                 if written > 0 {
+                    ledger.note(|tally| tally.copies += written);
                     transit.sent();
                 }
                 transit.one_less(FailureReason::QueueFull);
                 Some(if written > 0 { Fate::SENT } else { Fate::PENDING })
             }
             None if written > 0 => {
-                ledger.sent.fetch_add(1, Relaxed);
+                ledger.note(|tally| {
+                    tally.accepted += 1;
+                    tally.sent += 1;
+                    tally.copies += written;
+                });
                 Some(Fate::SENT)
             }
             None => {
-                ledger.failed.fetch_add(1, Relaxed);
+                ledger.note(|tally| {
+                    tally.accepted += 1;
+                    note_failure(tally, FailureReason::QueueFull);
+                });
                 self.fail(direct, delivery.id, FailureReason::QueueFull);
                 Some(Fate::failed(FailureReason::QueueFull))
             }

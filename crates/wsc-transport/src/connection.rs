@@ -13,7 +13,7 @@ use wsc_protocol::{CloseReason, DisconnectReason};
 
 use crate::{
     decoder::{Decoded, Decoder, Violation},
-    outbound::{Conn, Outbound, Phase},
+    outbound::{Conn, Outbound, Phase, is_slow},
     service::{Handler, Message, Next},
     shared::Shared,
 };
@@ -313,11 +313,6 @@ impl<H: Handler> Drop for Connection<H> {
             tracing::error!("a handler panicked at the end of its connection");
         }
     }
-}
-
-/// Whether a connection is closed because its peer does not read.
-fn is_slow(cause: DisconnectReason) -> bool {
-    matches!(cause, DisconnectReason::SlowConsumer | DisconnectReason::WriteTimeout)
 }
 
 /// Lends the thread's read buffer. It is taken, not borrowed, so that a handler may do what it likes meanwhile.

@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 
 use crate::{
     flusher::{Flush, Flusher, Flushers},
-    outbound::Outbound,
+    ledger::Tally,
+    outbound::{Outbound, Sent},
     service::FanoutReport,
     shared::Shared,
     stats::TransportStats,
@@ -244,9 +245,13 @@ impl<M: Member> Fanout<M> {
             return Err(PublishError::Full);
         }
         if recipients > 0 {
+            let pairs = recipients as i64;
+            self.0.shared.stats.ledger.note(|tally| {
+                tally.accepted += pairs;
+                tally.in_flight += pairs;
+            });
             state.pending.push(frame, except, recipients as u64);
             state.next_seq += 1;
-            self.0.shared.stats.fanout_accepted(recipients);
         }
         Ok(())
     }
@@ -408,7 +413,10 @@ impl<M: Member> Inner<M> {
     fn finish(&self, round: &Round) {
         // Who left after the message was accepted did not get it.
         let lost = round.open_deliveries;
-        self.shared.stats.fanout_lost(lost);
+        self.shared.stats.ledger.note(|tally| {
+            tally.in_flight -= lost as i64;
+            tally.conn_closed += lost as i64;
+        });
         self.flusher.report(FanoutReport {
             frames: round.ends.len() as u32,
             members: round.members,
@@ -452,17 +460,30 @@ impl<M: Member> Flush for Inner<M> {
         };
         round.next_slot += budget;
         let served = seats.len();
-        let mut handed = 0;
+        // The slice's pairs enter the ledger together.
+        let mut slice = Tally::default();
         for (slot, seat) in seats {
             let Some((frames, deliveries)) = round.share(slot, seat.joined_at) else { continue };
             let is_member = || self.departures.load(Ordering::Acquire) == departures || self.is_seated(slot, &seat);
-            if seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member).is_some() {
-                handed += u64::from(deliveries);
-                round.members += 1;
+            let Some(sent) = seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member) else { continue };
+            let pairs = i64::from(deliveries);
+            round.open_deliveries -= u64::from(deliveries);
+            round.members += 1;
+            match sent {
+                Sent::Written => slice.sent += pairs,
+                // Its queue enters it when it ends.
+                Sent::Queued => {}
+                Sent::Dropped => slice.queue_full += pairs,
+                Sent::Closed => slice.conn_closed += pairs,
             }
         }
-        round.open_deliveries -= handed;
-        self.shared.stats.fanout_handed(handed);
+        self.shared.stats.ledger.note(|tally| {
+            tally.in_flight -= slice.sent + slice.failed();
+            tally.sent += slice.sent;
+            tally.copies += slice.sent;
+            tally.queue_full += slice.queue_full;
+            tally.conn_closed += slice.conn_closed;
+        });
         (served.max(1), true)
     }
 }

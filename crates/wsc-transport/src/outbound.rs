@@ -236,7 +236,6 @@ impl Conn {
         }
         if state.phase != Phase::Open {
             drop(state);
-            self.shared.stats.deliveries_conn_closed.fetch_add(deliveries.into(), Relaxed);
             return Some(Sent::Closed);
         }
         if let Some(tcp) = &self.tcp
@@ -253,7 +252,6 @@ impl Conn {
                     drop(state);
                     let stats = &self.shared.stats;
                     stats.bytes_out.fetch_add(written as u64, Relaxed);
-                    stats.deliveries_sent.fetch_add(deliveries.into(), Relaxed);
                     wake(waker);
                     return Some(Sent::Written);
                 }
@@ -261,17 +259,14 @@ impl Conn {
                     self.shared.stats.bytes_out.fetch_add(written as u64, Relaxed);
                     if state.phase == Phase::Dead {
                         // It ended meanwhile: nobody is left who would write or settle the rest.
-                        self.shared.stats.deliveries_conn_closed.fetch_add(deliveries.into(), Relaxed);
                         return Some(Sent::Closed);
                     }
                     let settle = track.and_then(|t| t());
                     let entry = Entry { bytes: payload.to_bytes(), written, class, deliveries, settle };
                     self.queue_of(&mut state).push_rest(entry, &mut settled);
-                    self.shared.stats.deliveries_queued.fetch_add(deliveries.into(), Relaxed);
                     return Some(self.finish_queued(state, settled, true));
                 }
                 Err(_) => {
-                    self.shared.stats.deliveries_conn_closed.fetch_add(deliveries.into(), Relaxed);
                     self.die(state, DisconnectReason::WriteError);
                     return Some(Sent::Closed);
                 }
@@ -290,7 +285,6 @@ impl Conn {
         let settle = track.and_then(|t| t());
         let entry = Entry { bytes: payload.to_bytes(), written: 0, class, deliveries, settle };
         self.queue_of(&mut state).push(entry, &mut settled);
-        self.shared.stats.deliveries_queued.fetch_add(deliveries.into(), Relaxed);
         // While somebody writes it is up to them to wake the task afterwards.
         let wake_task = is_new && !state.writing;
         Some(self.finish_queued(state, settled, wake_task))
@@ -345,13 +339,11 @@ impl Conn {
                 } else {
                     &stats.slow_drop_oldest
                 });
-                stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
                 queue.refuse(len, deliveries);
                 false
             }
             _ => {
                 count(&stats.slow_disconnect);
-                stats.deliveries_queue_full.fetch_add(deliveries.into(), Relaxed);
                 let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
                 self.cut_off(state, &close, DisconnectReason::SlowConsumer, settled);
                 false
@@ -608,13 +600,25 @@ impl Conn {
                     self.submit(Payload::Shared(&frame::PING), Class::Control, 0, None, always);
                 }
             }
-            Phase::Closing if stalled_for >= limits.write_timeout() => self.die(state, DisconnectReason::WriteTimeout),
+            Phase::Closing => {
+                // Who was cut off for not reading has had its time: the farewell gets a moment, not another timeout.
+                let is_slow = state.cause.is_some_and(is_slow);
+                let patience = if is_slow { LINGER_MS.min(limits.write_timeout()) } else { limits.write_timeout() };
+                if stalled_for >= patience {
+                    self.die(state, DisconnectReason::WriteTimeout);
+                }
+            }
             Phase::Lingering if stalled_for >= LINGER_MS.min(limits.write_timeout()) => {
                 self.die(state, DisconnectReason::ClientRequest);
             }
-            Phase::Closing | Phase::Lingering | Phase::Dead => {}
+            Phase::Lingering | Phase::Dead => {}
         }
     }
+}
+
+/// Whether a connection is closed because its peer does not read.
+pub(crate) fn is_slow(cause: DisconnectReason) -> bool {
+    matches!(cause, DisconnectReason::SlowConsumer | DisconnectReason::WriteTimeout)
 }
 
 enum Flush {
@@ -657,7 +661,7 @@ const MAX_SLICES: usize = 32;
 /// keep it from hearing the peer.
 const WRITES_PER_POLL: usize = 32;
 
-/// How long a peer may take to answer our close frame.
+/// How long a peer may take to answer our close frame, and one that does not read to take it.
 const LINGER_MS: u32 = 2_000;
 
 #[cfg(test)]

@@ -50,10 +50,13 @@ impl Shared {
         }
         let ended = sent + queue_full + conn_closed;
         if ended > 0 {
-            stats.deliveries_queued.fetch_sub(ended.into(), Relaxed);
-            stats.deliveries_sent.fetch_add(sent.into(), Relaxed);
-            stats.deliveries_queue_full.fetch_add(queue_full.into(), Relaxed);
-            stats.deliveries_conn_closed.fetch_add(conn_closed.into(), Relaxed);
+            stats.ledger.note(|tally| {
+                tally.in_flight -= i64::from(ended);
+                tally.sent += i64::from(sent);
+                tally.copies += i64::from(sent);
+                tally.queue_full += i64::from(queue_full);
+                tally.conn_closed += i64::from(conn_closed);
+            });
         }
         for (settle, result) in told {
             // It may be a task that many depend on which finds out.

@@ -2,19 +2,12 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
+use crate::ledger::Ledger;
+
 /// Counters and gauges of everything that one transport does.
-///
-/// A *delivery* is one message of a fan-out for one member. Every one that was accepted ends as exactly one of sent,
-/// failed (by reason); until then it is counted in [`deliveries_in_fanouts`](Self::deliveries_in_fanouts) or
-/// [`deliveries_queued`](Self::deliveries_queued).
 #[derive(Debug, Default)]
 pub struct TransportStats {
-    pub(crate) deliveries_accepted: AtomicU64,
-    pub(crate) deliveries_sent: AtomicU64,
-    pub(crate) deliveries_queue_full: AtomicU64,
-    pub(crate) deliveries_conn_closed: AtomicU64,
-    pub(crate) deliveries_queued: AtomicI64,
-    pub(crate) deliveries_in_fanouts: AtomicI64,
+    pub(crate) ledger: Ledger,
     pub(crate) queue_bytes: AtomicI64,
     pub(crate) bytes_in: AtomicU64,
     pub(crate) bytes_out: AtomicU64,
@@ -30,50 +23,10 @@ pub struct TransportStats {
 }
 
 impl TransportStats {
-    /// Deliveries that fan-outs took on.
-    pub fn deliveries_accepted(&self) -> u64 {
-        self.deliveries_accepted.load(Relaxed)
-    }
-
-    /// Deliveries whose last byte the kernel took.
-    pub fn deliveries_sent(&self) -> u64 {
-        self.deliveries_sent.load(Relaxed)
-    }
-
-    /// Deliveries that a full queue refused or dropped.
-    pub fn deliveries_queue_full(&self) -> u64 {
-        self.deliveries_queue_full.load(Relaxed)
-    }
-
-    /// Deliveries that ended with their connection.
-    pub fn deliveries_conn_closed(&self) -> u64 {
-        self.deliveries_conn_closed.load(Relaxed)
-    }
-
-    /// Deliveries that wait in queues now.
-    pub fn deliveries_queued(&self) -> i64 {
-        self.deliveries_queued.load(Relaxed)
-    }
-
-    /// Deliveries that wait in fan-outs now.
-    pub fn deliveries_in_fanouts(&self) -> i64 {
-        self.deliveries_in_fanouts.load(Relaxed)
-    }
-
-    pub(crate) fn fanout_accepted(&self, deliveries: usize) {
-        self.deliveries_accepted.fetch_add(deliveries as u64, Relaxed);
-        self.deliveries_in_fanouts.fetch_add(deliveries as i64, Relaxed);
-    }
-
-    /// Deliveries went from a fan-out to their connections.
-    pub(crate) fn fanout_handed(&self, deliveries: u64) {
-        self.deliveries_in_fanouts.fetch_sub(deliveries as i64, Relaxed);
-    }
-
-    /// Deliveries whose connection had left the fan-out meanwhile.
-    pub(crate) fn fanout_lost(&self, deliveries: u64) {
-        self.deliveries_in_fanouts.fetch_sub(deliveries as i64, Relaxed);
-        self.deliveries_conn_closed.fetch_add(deliveries, Relaxed);
+    /// What became of messages. Fan-outs enter theirs by themselves, a pair for each member; who sends single messages
+    /// with [`Outbound::deliver`](crate::Outbound::deliver) knows what a pair is and enters them itself.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Bytes that wait in queues now. Bytes that several connections share count for each.

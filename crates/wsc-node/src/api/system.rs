@@ -17,7 +17,7 @@ use super::{
     extract::Params,
     reply::{self, ErrorBody, Refusal},
 };
-use crate::{core::Core, dispatch::page, encode::now_ms};
+use crate::{core::Core, dispatch::page, encode::now_ms, metrics::whole};
 
 /// How the hub is.
 #[derive(Serialize, ToSchema)]
@@ -100,16 +100,17 @@ pub(crate) struct FailureCounts {
 
 impl FailureCounts {
     fn of(core: &Core) -> Self {
-        let failures = core.failures.stats();
-        // What fan-outs lose is counted where it is lost.
-        let fanouts = core.fanouts.stats();
-        let (full, closed) = (fanouts.deliveries_queue_full(), fanouts.deliveries_conn_closed());
+        let tally = core.fanouts.stats().ledger().snapshot();
+        let of = |kind: Option<FailureKind>| {
+            let reasons = FailureReason::ALL.into_iter().filter(|r| kind.is_none_or(|kind| r.kind() == kind));
+            reasons.map(|reason| core.failures_of(reason, &tally)).sum()
+        };
         Self {
-            total_failures: failures.total() + full + closed,
-            queue_full_count: failures.of_kind(FailureKind::QueueFull) + full,
-            offline_count: failures.of_kind(FailureKind::UserOffline),
-            timeout_count: failures.of_kind(FailureKind::Timeout),
-            conn_error_count: failures.of_kind(FailureKind::ConnectionError) + closed,
+            total_failures: of(None),
+            queue_full_count: of(Some(FailureKind::QueueFull)),
+            offline_count: of(Some(FailureKind::UserOffline)),
+            timeout_count: of(Some(FailureKind::Timeout)),
+            conn_error_count: of(Some(FailureKind::ConnectionError)),
             uptime_seconds: uptime_seconds(core),
         }
     }
@@ -188,7 +189,8 @@ pub(crate) struct MessageTotals {
 ))]
 pub(crate) async fn stats(Extension(via): Extension<Via>) -> Response {
     let core = &via.core;
-    let (clients, rooms, totals) = (core.users.connections(), core.rooms.len(), core.totals());
+    let (clients, rooms) = (core.users.connections(), core.rooms.len());
+    let tally = core.fanouts.stats().ledger().snapshot();
     reply::ok(&Stats {
         client_count: clients,
         clients,
@@ -199,10 +201,10 @@ pub(crate) async fn stats(Extension(via): Extension<Via>) -> Response {
         node_id: core.node_id.clone(),
         timestamp: now_ms() / 1000,
         messages: MessageTotals {
-            accepted: totals.accepted,
-            in_flight: totals.in_flight,
-            sent: totals.sent,
-            failed: totals.failed,
+            accepted: whole(tally.accepted),
+            in_flight: whole(tally.in_flight),
+            sent: whole(tally.sent),
+            failed: whole(tally.failed()),
             // These need the inbox.
             stored: 0,
             acked: 0,

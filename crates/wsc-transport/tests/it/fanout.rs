@@ -74,9 +74,9 @@ async fn stormy(policy: QueuePolicy) {
     assert!(members.is_some());
     assert_eq!(hub.lab.room.publish(&frame, None), Err(PublishError::Closed));
     eventually("the room empties", || hub.lab.room.is_empty()).await;
-    assert!(stats.deliveries_accepted() > 0 && stats.deliveries_sent() > 0);
+    assert!(stats.ledger().snapshot().accepted > 0 && stats.ledger().snapshot().sent > 0);
     if policy != QueuePolicy::Disconnect {
-        assert!(stats.deliveries_queue_full() > 0);
+        assert!(stats.ledger().snapshot().queue_full > 0);
     }
     // Who still reads reads to the end.
     let close = wsc_protocol::CloseReason::new(wsc_protocol::CloseCode::GOING_AWAY, "over");
@@ -128,7 +128,7 @@ async fn the_notice_of_a_closing_room_is_no_delivery() {
     assert_eq!(clients[2].text().await, "one");
     assert_eq!(clients[2].text().await, "gone");
     hub.settled().await;
-    assert_eq!(hub.transport.stats().deliveries_sent(), 2);
+    assert_eq!(hub.transport.stats().ledger().snapshot().sent, 2);
     assert_eq!(room.len(), 0);
     hub.finish().await;
 }
