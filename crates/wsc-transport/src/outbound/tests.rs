@@ -77,8 +77,7 @@ fn a_sweep_that_is_late_does_not_take_a_fresh_backlog_for_an_old_one() {
 
 #[test]
 fn the_answer_to_the_handshake_goes_first_and_is_never_cut() {
-    let mut config = TransportConfig::default();
-    config.queue_max_bytes = 100;
+    let config = TransportConfig { queue_max_bytes: 100, ..TransportConfig::default() };
     let conn = Conn::held(Arc::new(Shared::new(&config)), None, b"HTTP/1.1 101\r\n\r\n".to_vec());
     conn.send_control(&[0x8A, 0]);
     let outbound = Outbound(Arc::clone(&conn));
@@ -96,9 +95,8 @@ fn the_answer_to_the_handshake_goes_first_and_is_never_cut() {
 
 #[test]
 fn a_reply_makes_old_messages_go_where_the_policy_says_so() {
-    let mut config = TransportConfig::default();
-    config.queue_max_bytes = 100;
-    config.queue_policy = QueuePolicy::DropOldest;
+    let config =
+        TransportConfig { queue_max_bytes: 100, queue_policy: QueuePolicy::DropOldest, ..TransportConfig::default() };
     let (conn, _) = conn_with(&config);
     let outbound = Outbound(Arc::clone(&conn));
     for _ in 0..4 {

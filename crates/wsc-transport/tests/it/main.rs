@@ -1,5 +1,7 @@
 //! The transport from outside: real sockets, and streams in memory where the socket does not matter.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests too say what they expect by panicking")]
+
 mod echo;
 mod ending;
 mod fanout;

@@ -54,6 +54,8 @@ pub(crate) struct State {
     opened: AtomicU64,
     /// Every end that a handler was told.
     pub(crate) ended: Mutex<Vec<(u64, DisconnectReason)>>,
+    /// Whose handlers panic at their end.
+    brittle: Mutex<Vec<u64>>,
     /// A message `wait` takes one of these.
     pub(crate) gate: Semaphore,
     /// Waits that are over, one way or the other.
@@ -150,7 +152,10 @@ impl Handler for Guest {
             "close" => {
                 self.outbound.close(&CloseReason::new(CloseCode::KICKED, "bye"), DisconnectReason::KickOut);
             }
-            "panic" => panic!("as the client wished"),
+            "panic" => {
+                self.lab.brittle.lock().extend((rest == "twice").then_some(self.id));
+                panic!("as the client wished")
+            }
             "wait" => {
                 let lab = Arc::clone(&self.lab);
                 let outbound = self.outbound.clone();
@@ -176,6 +181,7 @@ impl Handler for Guest {
         }
         self.lab.open.lock().remove(&self.id);
         self.lab.ended.lock().push((self.id, cause));
+        assert!(!self.lab.brittle.lock().contains(&self.id), "as the client wished");
     }
 }
 
@@ -195,6 +201,7 @@ impl Hub {
                 open: Mutex::default(),
                 opened: AtomicU64::new(0),
                 ended: Mutex::default(),
+                brittle: Mutex::default(),
                 gate: Semaphore::new(0),
                 waits_over: AtomicUsize::new(0),
                 http: Mutex::default(),
@@ -392,6 +399,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 assert_eq!(self.unread.len(), self.at, "ended within a frame");
                 return None;
             }
+        }
+    }
+
+    /// Reads whatever comes until the end of the stream.
+    pub(crate) async fn read_to_end(&mut self) {
+        while self.fill().await {
+            self.at = self.unread.len();
         }
     }
 
