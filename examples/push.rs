@@ -8,7 +8,7 @@
 
 use serde_json::json;
 use wsc_examples::{Client, Error};
-use wsc_hub::{ErrorCode, Hub, Outcome, RoomOptions};
+use wsc_hub::{FailureReason, Hub, Outcome, RoomOptions};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -24,10 +24,10 @@ async fn main() -> Result<(), Error> {
     assert_eq!(receipt.fate.outcome, Outcome::Sent);
     assert_eq!(alice.expect("user_message").await?["data"]["content"]["order"], 7);
 
-    // To somebody who is away: refused, not lost.
-    let refusal = hub.send_to_user("bob", "are you there?").expect_err("bob is away");
-    println!("bob: {refusal}");
-    assert_eq!(refusal.code, ErrorCode::UserOffline);
+    // To somebody who is away: it fails at once, and says why.
+    let receipt = hub.send_to_user("bob", "are you there?")?;
+    println!("bob: {} because {:?}", receipt.fate.outcome.as_str(), receipt.fate.reason);
+    assert_eq!(receipt.fate.reason, Some(FailureReason::UserOffline));
 
     // To a room that the program fills.
     hub.create_room("orders", RoomOptions::default())?;

@@ -277,6 +277,7 @@ fn refuse_either_way(offers_v1: bool, error: &ErrorReply, close: CloseReason) ->
     let mut response: Response<Vec<u8>> = error_response(error);
     if error.code == ErrorCode::Full {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     Admission::Refuse(response)
 }

@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
 use wsc_config::{Problems, Settings};
 use wsc_events::EventBus;
-use wsc_failure::{FailureHandlerRegistry, FailureRouter};
+use wsc_failure::{FailureHandlerRegistry, FailureRouter, LoggingHandler};
 use wsc_protocol::{ErrorReply, Event, EventType};
 use wsc_transport::{TlsConfig, TlsError, Transport};
 
@@ -107,7 +107,13 @@ impl HubBuilder {
     /// Panics outside of a tokio runtime.
     pub fn start(self) -> Result<Hub, StartError> {
         let Self { settings, handlers, authenticator, failures } = self;
-        wsc_config::check(&settings).map_err(StartError::Settings)?;
+        let mut checked = settings.clone();
+        // The program brings its own authentication: strangers cannot get in.
+        checked.auth.allow_insecure |= authenticator.is_some();
+        wsc_config::check(&checked).map_err(StartError::Settings)?;
+        if settings.failure_handlers.enable_logging {
+            LoggingHandler::add_to(&failures);
+        }
         let tls = match (&settings.tls.cert, &settings.tls.key) {
             (Some(cert), Some(key)) => Some(TlsConfig::from_files(cert, key).map_err(StartError::Tls)?),
             _ => None,
@@ -140,6 +146,7 @@ impl HubBuilder {
                 admitted: AtomicU64::new(0),
                 addresses: Addresses::default(),
                 handshakes: Mutex::new(handshakes),
+                stop: CancellationToken::new(),
                 draining: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 hub: OnceLock::new(),
@@ -151,8 +158,8 @@ impl HubBuilder {
         if let Some(tls) = tls {
             transport.set_tls(&tls);
         }
-        let hub = Hub::new(HubInner { core: Arc::clone(&core), transport, stop: CancellationToken::new() });
-        core.tasks.spawn(upkeep(Arc::clone(&core), hub.inner().stop.clone()));
+        let hub = Hub::new(HubInner { core: Arc::clone(&core), transport });
+        core.tasks.spawn(upkeep(Arc::clone(&core), core.stop.clone()));
         core.events.publish_with(EventType::HubStarted, || Event::HubStarted { node_id: core.node_id.clone() });
         Ok(hub)
     }

@@ -49,6 +49,8 @@ pub(crate) struct Core {
     pub(crate) addresses: Addresses,
     /// How many handshakes a second may begin.
     pub(crate) handshakes: Mutex<Option<Gcra>>,
+    /// Cancelled when the node's own tasks must end.
+    pub(crate) stop: CancellationToken,
     /// Cancelled when newcomers are refused.
     pub(crate) draining: CancellationToken,
     /// Tasks of the node itself; awaited at shutdown.

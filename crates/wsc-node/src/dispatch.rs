@@ -1,10 +1,12 @@
 //! What a request means (protocol §2).
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use wsc_auth::Permission;
 use wsc_protocol::{
     CloseCode, CloseReason, DecodeError, DirectMessage, DisconnectReason, Envelope, ErrorCode, ErrorReply, Event,
-    EventType, MessageId, PingData, RoomMembersQuery, RoomMessage, RoomRequest, encode, encode::JsonWriter, parse_data,
+    EventType, FailureReason, MessageId, PingData, RoomMembersQuery, RoomMessage, RoomRequest, encode,
+    encode::JsonWriter, parse_data,
 };
 use wsc_transport::{Message, Next};
 
@@ -115,14 +117,17 @@ impl Connected {
                 self.reply_room("room_deleted", id, room_id);
             }
             "room_members" => self.room_members(envelope)?,
-            // What these are about comes with the inbox. Nobody has anything to acknowledge before, and a late
-            // acknowledgement is never answered.
-            "ack" | "nack" => {}
+            // Nothing asks for them before there is an inbox, and one that comes too late is never answered.
+            "ack" | "nack" => Acknowledgement::check(envelope)?,
             "message_status" => {
                 return Err(ErrorReply::new(ErrorCode::InvalidFormat, "message_status needs the inbox").into());
             }
             "authenticate" => {
-                return Err(ErrorReply::new(ErrorCode::InvalidToken, "authentication is off").into());
+                let message = match self.core.authenticator {
+                    Some(_) => "a token cannot be renewed in place yet: connect again with the new one",
+                    None => "authentication is off",
+                };
+                return Err(ErrorReply::new(ErrorCode::InvalidToken, message).into());
             }
             _ => return self.custom(envelope),
         }
@@ -206,7 +211,8 @@ impl Connected {
         if let Some(reason) = receipt.fate.reason {
             // Accepted, but failed at once: an error that names the message.
             let code = match reason {
-                wsc_protocol::FailureReason::QueueFull => ErrorCode::Full,
+                FailureReason::QueueFull => ErrorCode::Full,
+                FailureReason::UserOffline => ErrorCode::UserOffline,
                 _ => ErrorCode::Unknown,
             };
             let details = serde_json::json!({ "id": receipt.id, "reason": reason });
@@ -285,12 +291,41 @@ impl Connected {
     }
 }
 
-/// Until there is an inbox nothing can be promised to survive.
+/// Until there is an inbox nothing can be promised to survive, nor told later.
 fn refuse_reliable(envelope: &Envelope<'_>) -> Result<(), Refusal> {
-    if envelope.require_ack {
-        return Err(ErrorReply::new(ErrorCode::InvalidFormat, "require_ack needs the inbox, which is off").into());
+    let asked = [
+        ("require_ack", envelope.require_ack),
+        ("receipt", envelope.receipt),
+        ("idempotency_key", envelope.idempotency_key.is_some()),
+    ];
+    match asked.into_iter().find(|(_, is_asked)| *is_asked) {
+        Some((field, _)) => {
+            let message = format!("{field} needs the inbox, which is off");
+            Err(ErrorReply::new(ErrorCode::InvalidFormat, message).into())
+        }
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Payload of `ack` and `nack` (protocol §3): which messages, in `data` or else as the `message_id`.
+#[derive(Deserialize)]
+struct Acknowledgement {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    ids: Option<Vec<String>>,
+}
+
+impl Acknowledgement {
+    fn check(envelope: &Envelope<'_>) -> Result<(), Refusal> {
+        let Self { id, ids } = parse_data(envelope.data)?;
+        let names_one = id.is_some() || ids.is_some() || envelope.message_id.is_some();
+        if !names_one || ids.is_some_and(|ids| ids.len() > MAX_ACKS) {
+            let message = format!("an acknowledgement names 1 to {MAX_ACKS} messages");
+            return Err(ErrorReply::new(ErrorCode::InvalidFormat, message).into());
+        }
+        Ok(())
+    }
 }
 
 /// Reads a cursor and a limit of a listing (protocol §5: 100 by default, 1,000 at most).
@@ -313,6 +348,9 @@ fn shorten(text: &str) -> &str {
     let end = text.char_indices().nth(64).map_or(text.len(), |(at, _)| at);
     &text[..end]
 }
+
+/// Most messages that one frame acknowledges.
+const MAX_ACKS: usize = 1_000;
 
 /// The tenth bad frame in a row ends a connection.
 const MAX_BAD_FRAMES: u8 = 10;

@@ -10,7 +10,6 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use wsc_events::EventBus;
 use wsc_failure::FailureHandlerRegistry;
@@ -37,7 +36,6 @@ pub struct Hub(Arc<HubInner>);
 pub(crate) struct HubInner {
     pub(crate) core: Arc<Core>,
     pub(crate) transport: Transport<NodeService>,
-    pub(crate) stop: CancellationToken,
 }
 
 impl Hub {
@@ -68,8 +66,14 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// [`ListenError`] names the address, also where another process has the port.
+    /// [`ListenError`] names the address, also where another process has the port, and where strangers could reach
+    /// it while authentication is off and `auth.allow_insecure` is not set.
     pub fn listen(&self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
+        let is_safe = address.ip().is_loopback() || self.core().authenticator.is_some();
+        if !is_safe && !self.core().settings().auth.allow_insecure {
+            let reason = "authentication is off, and auth.allow_insecure is not set";
+            return Err(ListenError { address, source: io::Error::new(io::ErrorKind::PermissionDenied, reason) });
+        }
         let listener = bind(address).map_err(|source| ListenError { address, source })?;
         let local = listener.local_addr().map_err(|source| ListenError { address, source })?;
         self.0.transport.listen(listener);
@@ -84,7 +88,7 @@ impl Hub {
     pub fn listen_internal(&self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
         let listener = bind(address).map_err(|source| ListenError { address, source })?;
         let local = listener.local_addr().map_err(|source| ListenError { address, source })?;
-        let serving = api::serve_internal(Arc::clone(self.core()), listener, self.0.stop.clone());
+        let serving = api::serve_internal(Arc::clone(self.core()), listener, self.core().stop.clone());
         self.core().tasks.spawn(serving);
         Ok(local)
     }
@@ -115,11 +119,12 @@ impl Hub {
         Arc::make_mut(&mut handlers).insert(message_type.into(), typed(handler));
     }
 
-    /// Sends to every connection of a user.
+    /// Sends to every connection of a user. The receipt says what became of it: a message to a user without a
+    /// connection has failed.
     ///
     /// # Errors
     ///
-    /// 4001 where the user has no connection; 1001 where the content is no JSON.
+    /// 1001 where the content is no JSON.
     pub fn send_to_user(&self, user_id: &str, content: impl Serialize) -> Result<SendReceipt, ErrorReply> {
         self.send_to_user_with(user_id, &json(&content)?, &SendOptions::default())
     }
@@ -128,7 +133,7 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// 4001 where the user has no connection, 4000 where the named client is none of its.
+    /// 4000 where the named client is none of the user's.
     pub fn send_to_user_with(
         &self,
         user_id: &str,
@@ -150,7 +155,7 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// 4000 where the client is no connection of the user, 4001 where the user has none at all.
+    /// 4000 where the client is no connection of the user, though the user has others.
     pub fn send_to_client(
         &self,
         user_id: &str,
@@ -278,10 +283,9 @@ impl Hub {
         let mut close = CloseReason::new(CloseCode::SHUTTING_DOWN, "shutting down");
         close.retry_after_ms = Some(RETRY_AFTER.as_millis() as u64);
         self.0.transport.shutdown(&close, deadline).await;
-        self.0.stop.cancel();
+        core.stop.cancel();
         core.tasks.close();
-        // What still sleeps there (presence) has nothing to say any more.
-        let _ = tokio::time::timeout(TASK_DEADLINE, core.tasks.wait()).await;
+        core.tasks.wait().await;
         core.events.publish_with(EventType::HubStopped, || Event::HubStopped { node_id: core.node_id.clone() });
         core.events.shutdown().await;
         core.failures.shutdown().await;
@@ -376,6 +380,3 @@ pub struct ListenError {
 
 /// How long clients are asked to stay away while the hub restarts.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How long a shutdown waits for the node's own tasks.
-const TASK_DEADLINE: Duration = Duration::from_secs(5);

@@ -5,8 +5,9 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
+use wsc_events::EventBus;
 use wsc_failure::{FailureEvent, FailureRouter};
-use wsc_protocol::{FailureReason, HubMessage, Id};
+use wsc_protocol::{Event, EventType, FailureReason, HubMessage, Id, MessageInfo};
 use wsc_transport::{Fanouts, Ledger, Settle, Tally};
 
 /// Enters one pair that failed for `reason`.
@@ -23,6 +24,7 @@ pub(crate) fn note_failure(tally: &mut Tally, reason: FailureReason) {
 #[derive(Debug)]
 pub(crate) struct Transit {
     fanouts: Fanouts,
+    events: EventBus,
     failures: FailureRouter,
     message: Arc<HubMessage>,
     recipient: Id,
@@ -33,19 +35,36 @@ pub(crate) struct Transit {
 
 impl Transit {
     /// Accepts the message.
-    pub(crate) fn new(fanouts: &Fanouts, failures: &FailureRouter, message: HubMessage, recipient: &Id) -> Arc<Self> {
+    pub(crate) fn new(
+        fanouts: &Fanouts,
+        events: &EventBus,
+        failures: &FailureRouter,
+        message: HubMessage,
+        recipient: &Id,
+    ) -> Arc<Self> {
         fanouts.stats().ledger().note(|tally| {
             tally.accepted += 1;
             tally.in_flight += 1;
         });
         Arc::new(Self {
             fanouts: fanouts.clone(),
+            events: events.clone(),
             failures: failures.clone(),
             message: Arc::new(message),
             recipient: recipient.clone(),
             open: AtomicU32::new(1),
             settled: AtomicBool::new(false),
         })
+    }
+
+    fn info(&self) -> MessageInfo {
+        MessageInfo {
+            id: self.message.id,
+            message_type: self.message.message_type.clone(),
+            sender_id: self.message.sender_id.clone(),
+            room_id: None,
+            user_id: Some(self.recipient.to_string()),
+        }
     }
 
     fn ledger(&self) -> &Ledger {
@@ -76,6 +95,11 @@ impl Transit {
                 tally.in_flight -= 1;
                 note_failure(tally, reason);
             });
+            self.events.publish_with(EventType::MessageFailed, || Event::MessageFailed {
+                message: self.info(),
+                reason,
+                recipients: 1,
+            });
             let event = FailureEvent::new(Arc::clone(&self.message), self.recipient.clone(), reason, reason.as_str());
             self.failures.route(event);
         }
@@ -87,7 +111,12 @@ impl Settle for Transit {
         match result {
             Ok(()) => {
                 self.ledger().note(|tally| tally.copies += 1);
-                self.sent();
+                if self.sent() {
+                    self.events.publish_with(EventType::MessageDelivered, || Event::MessageDelivered {
+                        message: self.info(),
+                        recipients: 1,
+                    });
+                }
                 self.one_less(FailureReason::Unknown);
             }
             Err(reason) => self.one_less(reason),

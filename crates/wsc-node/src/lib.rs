@@ -3,8 +3,7 @@
 //! It ties the layers together: who is connected ([`Hub`]), in which rooms, where a message goes, what a request
 //! means, and what became of each message. It drives the layers with the real clock and serves the HTTP API.
 //!
-//! It deliberately does not know concrete drivers (stores, brokers) or the command line: those are handed in through
-//! [`HubBuilder`]. Programs depend on `wsc-hub`, which re-exports this crate beside the others.
+//! It deliberately does not know concrete drivers (stores, brokers) or the command line. Programs depend on `wsc-hub`, which re-exports this crate beside the others.
 //!
 //! ```no_run
 //! use wsc_node::{Context, ErrorReply, Hub};

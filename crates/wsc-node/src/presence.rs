@@ -40,7 +40,11 @@ impl Core {
         let core = Arc::clone(self);
         let user_id = user_id.clone();
         self.tasks.spawn(async move {
-            tokio::time::sleep(debounce).await;
+            tokio::select! {
+                () = tokio::time::sleep(debounce) => {}
+                // Nobody is left who could come back: all are gone for good.
+                () = core.stop.cancelled() => {}
+            }
             let stayed_away = core.presence.leaving.remove_if(user_id.as_str(), |_, last| *last == departure);
             if stayed_away.is_some() {
                 core.events.publish_with(EventType::UserOffline, || Event::UserOffline { user_id });

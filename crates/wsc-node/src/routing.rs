@@ -88,11 +88,11 @@ pub(crate) struct Direct<'m> {
 }
 
 impl Core {
-    /// Sends to the connections of a user. An offline user is refused: nothing is stored yet.
+    /// Sends to the connections of a user. A message to an offline user fails at once: nothing is stored yet.
     pub(crate) fn send_direct(&self, direct: &Direct<'_>) -> Result<SendReceipt, ErrorReply> {
         let user = self.users.get(direct.target);
         let recipients = match (&user, direct.target_client) {
-            (None, _) => return Err(self.refuse_offline(direct)),
+            (None, _) => return Ok(self.fail_offline(direct)),
             (Some(user), None) => user.recipients(),
             (Some(user), Some(client_id)) => {
                 let session = user.find_client(client_id).filter(|s| s.outbound.is_open());
@@ -111,7 +111,7 @@ impl Core {
             priority: direct.priority,
         };
         let fate = with_frame(|out| delivery.encode(out), |frame| self.deliver(direct, &delivery, &recipients, frame));
-        let Some(fate) = fate else { return Err(self.refuse_offline(direct)) };
+        let Some(fate) = fate else { return Ok(self.fail_offline(direct)) };
         if let Some(from) = direct.from.filter(|from| from.user.id.as_str() != direct.target) {
             Self::echo(from, &delivery, direct.target);
         }
@@ -142,7 +142,7 @@ impl Core {
                         delivery.timestamp,
                     );
                     message.priority = delivery.priority;
-                    Transit::new(&self.fanouts, &self.failures, message, &session.user.id)
+                    Transit::new(&self.fanouts, &self.events, &self.failures, message, &session.user.id)
                 });
                 transit.wait_on_one_more();
                 Some(Arc::clone(transit) as Arc<dyn Settle>)
@@ -198,9 +198,17 @@ impl Core {
         );
     }
 
-    fn refuse_offline(&self, direct: &Direct<'_>) -> ErrorReply {
-        self.fail(direct, Uuid::now_v7(), FailureReason::UserOffline);
-        ErrorCode::UserOffline.into()
+    /// Accepts a message that has nowhere to go.
+    fn fail_offline(&self, direct: &Direct<'_>) -> SendReceipt {
+        let (id, reason) = (Uuid::now_v7(), FailureReason::UserOffline);
+        self.fanouts.stats().ledger().note(|tally| {
+            tally.accepted += 1;
+            note_failure(tally, reason);
+        });
+        self.fail(direct, id, reason);
+        let fate = Fate::failed(reason);
+        self.note_direct(direct, id, fate);
+        SendReceipt { id, fate }
     }
 
     fn fail(&self, direct: &Direct<'_>, id: Uuid, reason: FailureReason) {

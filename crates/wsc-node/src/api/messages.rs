@@ -155,7 +155,7 @@ pub(crate) struct Receipt {
 #[utoipa::path(post, path = "/api/users/{user}/messages", tag = "messages",
     params(("user" = String, Path, description = "User id")), request_body = Push, responses(
         (status = 202, description = "accepted, and where it stands", body = Receipt),
-        (status = "default", description = "refused; 4001 where the user is away", body = ErrorBody),
+        (status = "default", description = "refused", body = ErrorBody),
     ))]
 pub(crate) async fn send_to_user(
     Extension(via): Extension<Via>,

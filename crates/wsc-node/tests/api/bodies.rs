@@ -143,7 +143,8 @@ async fn a_batch_answers_each_message() {
     ]});
     let answer = hub.post_json("/api/messages/batch", &batch).await.json();
     let codes: Vec<_> = answer["results"].as_array().unwrap().iter().map(|r| r["error"]["code"].as_i64()).collect();
-    assert_eq!(codes, [None, Some(1001), Some(1001), Some(4001), None], "{answer}");
+    assert_eq!(codes, [None, Some(1001), Some(1001), None, None], "{answer}");
+    assert_eq!(answer["results"][3]["reason"], "user_offline");
     assert_eq!(alice.expect("user_message").await["id"], answer["results"][0]["id"]);
     assert_eq!(alice.expect("order").await["data"]["content"], 5);
     let empty = hub.post("/api/messages/batch", r#"{"messages":[]}"#).await;

@@ -86,7 +86,9 @@ async fn failures_are_counted_and_remembered() {
     let hub = hub("").await;
     for user in ["bob", "carol"] {
         let answer = hub.post_json(&format!("/api/users/{user}/messages"), &json!({"content": 1})).await;
-        assert_refused(&answer, 404, 4001);
+        assert_eq!(answer.status, 202);
+        let answer = answer.json();
+        assert_eq!((&answer["outcome"], &answer["reason"]), (&json!("failed"), &json!("user_offline")));
     }
     let stats = hub.get("/health/failure-stats").await.json();
     assert_eq!((&stats["total_failures"], &stats["offline_count"]), (&json!(2), &json!(2)), "{stats}");
