@@ -487,3 +487,32 @@ impl<M: Member> Flush for Inner<M> {
         (served.max(1), true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+    use super::*;
+    use crate::{config::TransportConfig, outbound::Conn};
+
+    /// One broadcast is encoded once: whoever has to wait for it holds a reference to the same bytes.
+    #[tokio::test]
+    async fn members_share_one_encoding() {
+        let shared = Arc::new(Shared::new(&TransportConfig::default()));
+        let report: Arc<dyn Fn(FanoutReport) + Send + Sync> = Arc::new(|_| {});
+        let stop = CancellationToken::new();
+        let flushers = Flushers::spawn(&report, &TaskTracker::new(), &stop);
+        let fanout = Fanout::new(flushers.next(), Arc::clone(&shared));
+        let members: Vec<_> =
+            (0..10_000).map(|_| Outbound(Conn::held(Arc::clone(&shared), None, Vec::new()))).collect();
+        for member in &members {
+            fanout.join(member.clone(), None).unwrap();
+        }
+        assert_eq!(fanout.publish(b"\x81\x02hi", None), Ok(10_000));
+        while fanout.0.flush(64).1 {}
+        let first = members[0].0.first_queued().unwrap();
+        assert_eq!(&first[..], b"\x81\x02hi");
+        assert!(members.iter().all(|m| m.0.first_queued().is_some_and(|b| b.as_ptr() == first.as_ptr())));
+        stop.cancel();
+    }
+}

@@ -492,6 +492,13 @@ impl Conn {
         result.map(|_| flush)
     }
 
+    /// What is written first when somebody writes.
+    #[cfg(test)]
+    pub(crate) fn first_queued(&self) -> Option<Bytes> {
+        let slices = self.state.lock().queue.as_mut()?.take_slices(1, &mut Settled::default());
+        slices.into_iter().next()
+    }
+
     // ---- what only the connection's task calls ----
 
     /// Notes whom to wake, and says how things stand.
