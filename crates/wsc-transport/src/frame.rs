@@ -1,5 +1,7 @@
 //! Frames of RFC 6455 §5.2: reading headers, unmasking, writing.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use wsc_protocol::CloseReason;
 
@@ -131,16 +133,24 @@ pub(crate) fn close_frame(close: &CloseReason) -> Bytes {
 /// How many of the whole frames in `frames` end at or before `offset`, and where the frame that holds `offset`
 /// ends (`offset` itself where it is a border). `frames` are unmasked frames of ours, back to back.
 pub(crate) fn border_after(frames: &[u8], offset: usize) -> (u32, usize) {
+    let (whole, range) = frame_at(frames, offset);
+    (whole, range.end)
+}
+
+/// As [`border_after`], with where that frame begins; the range is empty where `offset` is a border.
+pub(crate) fn frame_at(frames: &[u8], offset: usize) -> (u32, Range<usize>) {
     let mut whole = 0;
-    let mut end = 0;
-    while end < offset {
-        let Some(header) = Header::parse(&frames[end..]) else { return (whole, frames.len()) };
-        end += header.len + header.payload_len as usize;
-        if end <= offset {
-            whole += 1;
+    let mut start = 0;
+    while start < offset {
+        let Some(header) = Header::parse(&frames[start..]) else { return (whole, start..frames.len()) };
+        let end = start + header.len + header.payload_len as usize;
+        if end > offset {
+            return (whole, start..end.min(frames.len()));
         }
+        start = end;
+        whole += 1;
     }
-    (whole, end.min(frames.len()))
+    (whole, start..start)
 }
 
 #[cfg(test)]

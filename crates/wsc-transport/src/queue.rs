@@ -6,7 +6,7 @@ use bytes::Bytes;
 use wsc_protocol::{FailureReason, encode};
 
 use crate::{
-    frame::{border_after, text_frame},
+    frame::{border_after, frame_at, text_frame},
     outbound::Settle,
 };
 
@@ -116,6 +116,7 @@ impl Queue {
         settled.bytes += entry.len() as i64;
         match entry.class {
             Class::Control => {
+                self.split_head(settled);
                 // The newest of a kind is enough: who does not read must not make us hoard pongs (RFC 6455 §5.5.3).
                 let start = self.fixed_front();
                 let first = entry.bytes.first().copied();
@@ -143,6 +144,7 @@ impl Queue {
 
     /// Drops the oldest messages that are not begun until `len` more bytes fit into `max`, as far as there are any.
     pub(crate) fn make_room(&mut self, len: usize, max: usize, settled: &mut Settled) {
+        self.split_head(settled);
         let mut at = self.fixed_front();
         while self.bytes + len > max && at < self.entries.len() {
             if self.entries[at].class == Class::Plain {
@@ -170,8 +172,8 @@ impl Queue {
     /// ends with the frame that the peer has seen the start of.
     pub(crate) fn cut(&mut self, reason: FailureReason, keep_must: bool, settled: &mut Settled) {
         (self.front_gap, self.back_gap) = (None, None);
-        let fixed = self.fixed_front();
-        let mut at = fixed;
+        self.split_head(settled);
+        let mut at = self.fixed_front();
         while at < self.entries.len() {
             if keep_must && self.entries[at].class == Class::Must {
                 at += 1;
@@ -179,21 +181,34 @@ impl Queue {
                 self.fail(at, reason, settled);
             }
         }
-        if self.in_flight == 0
-            && fixed == 1
-            && let Some(head) = self.entries.front_mut()
-        {
-            let (_, border) = border_after(&head.bytes, head.written);
-            let cut = head.bytes.len() - border;
-            if cut > 0 {
-                let (kept, _) = border_after(&head.bytes, border);
-                let dropped = head.deliveries.saturating_sub(kept);
-                head.deliveries -= dropped;
-                head.bytes.truncate(border);
-                settled.queue_full += dropped;
-                settled.bytes -= cut as i64;
-                self.bytes -= cut;
-            }
+    }
+
+    /// Makes the border behind the frame that is begun one between entries, where it is within joined frames.
+    fn split_head(&mut self, settled: &mut Settled) {
+        if self.in_flight > 0 {
+            return;
+        }
+        // Only deliveries are joined.
+        let Some(head) = self.entries.front_mut().filter(|e| e.written > 0 && e.deliveries > 0) else { return };
+        let (whole, begun) = frame_at(&head.bytes, head.written);
+        if begun == (0..head.bytes.len()) {
+            return;
+        }
+        let sent = whole.min(head.deliveries);
+        settled.sent += sent;
+        head.deliveries -= sent;
+        let rest = head.bytes.slice(begun.end..);
+        head.written -= begun.start;
+        if begun.is_empty() {
+            head.bytes = rest;
+            return;
+        }
+        head.bytes = head.bytes.slice(begun);
+        if !rest.is_empty() {
+            let deliveries = head.deliveries.saturating_sub(1);
+            head.deliveries -= deliveries;
+            let rest = Entry { bytes: rest, written: 0, class: head.class, deliveries, settle: None };
+            self.entries.insert(1, rest);
         }
     }
 
@@ -307,6 +322,39 @@ mod tests {
     }
 
     #[test]
+    fn a_pong_passes_joined_frames_too() {
+        let mut queue = Queue::default();
+        let mut settled = Settled::default();
+        queue.push(entry(Class::Plain, 8, 4), &mut settled);
+        queue.take_slices(1, &mut settled);
+        queue.wrote(13, &mut settled);
+        queue.push(pong(), &mut settled);
+        let lens: Vec<usize> = queue.take_slices(16, &mut settled).iter().map(Bytes::len).collect();
+        assert_eq!(lens, [7, 2, 20]);
+        queue.wrote(9, &mut settled);
+        assert_eq!((settled.sent, queue.deliveries()), (2, 2));
+        // At a border exactly nothing is begun.
+        queue.take_slices(1, &mut settled);
+        queue.wrote(10, &mut settled);
+        queue.push(pong(), &mut settled);
+        let lens: Vec<usize> = queue.take_slices(16, &mut settled).iter().map(Bytes::len).collect();
+        assert_eq!(lens, [2, 10]);
+        queue.wrote(12, &mut settled);
+        assert_eq!((settled.sent, settled.bytes), (4, 0));
+    }
+
+    #[test]
+    fn joined_frames_that_are_not_begun_make_room_too() {
+        let mut queue = Queue::default();
+        let mut settled = Settled::default();
+        queue.push(entry(Class::Plain, 8, 10), &mut settled);
+        queue.take_slices(1, &mut settled);
+        queue.wrote(1, &mut settled);
+        queue.make_room(10, 20, &mut settled);
+        assert_eq!((queue.bytes(), queue.deliveries(), settled.queue_full), (9, 1, 9));
+    }
+
+    #[test]
     fn room_is_made_from_the_oldest_that_is_not_begun() {
         let mut queue = Queue::default();
         let mut settled = Settled::default();
@@ -334,8 +382,8 @@ mod tests {
         queue.wrote(13, &mut settled);
         queue.cut(FailureReason::QueueFull, false, &mut settled);
         // Of three joined frames the first is written and the second begun.
-        assert_eq!((queue.bytes(), queue.deliveries()), (7, 2));
-        assert_eq!(settled.queue_full, 2);
+        assert_eq!((queue.bytes(), queue.deliveries()), (7, 1));
+        assert_eq!((settled.sent, settled.queue_full), (1, 2));
         queue.take_slices(1, &mut settled);
         queue.wrote(7, &mut settled);
         assert_eq!(settled.sent, 2);

@@ -8,7 +8,7 @@ use std::sync::{
 use wsc_protocol::DisconnectReason;
 use wsc_transport::{JoinError, PublishError, QueuePolicy, TransportConfig};
 
-use crate::support::{Hub, eventually, server_frame, within};
+use crate::support::{Hub, close_code, eventually, server_frame, within};
 
 /// A room whose members read, do not read, and are killed while it is talked to.
 async fn stormy(policy: QueuePolicy) {
@@ -31,7 +31,7 @@ async fn stormy(policy: QueuePolicy) {
                 // A third of the readers goes in the middle of it.
                 let patience = if n % 3 == 1 { 40 + n } else { usize::MAX };
                 for _ in 0..patience {
-                    if client.frame().await.is_none() {
+                    if client.frame().await.is_none_or(|frame| close_code(&frame).is_some()) {
                         break;
                     }
                 }

@@ -274,7 +274,11 @@ async fn replies_are_never_dropped() {
     .await;
     // Where replies alone are too many, the connection goes.
     for policy in [QueuePolicy::Disconnect, QueuePolicy::DropOldest, QueuePolicy::DropNewest] {
-        let hub = hub(policy);
+        let hub = Hub::with(|c| {
+            c.queue_policy = policy;
+            c.queue_max_bytes = QUEUE;
+            c.write_timeout = Duration::from_millis(300);
+        });
         let mut client = hub.client().await;
         let outbound = hub.newest();
         while outbound.send(&numbered(0)) != Sent::Dropped {
