@@ -122,6 +122,7 @@ impl HubBuilder {
         let failures = FailureRouter::new(failures, settings::failures(&settings));
         let events = EventBus::new(settings::events(&settings));
         let transport_config = settings::transport(&settings);
+        let retries = settings::retries(&settings).map_err(StartError::Retry)?;
         let node_id = settings.node_id.as_str().to_owned();
         let rate = settings.limits.handshakes_per_second;
         let handshakes = Gcra::new(rate, rate);
@@ -142,6 +143,7 @@ impl HubBuilder {
                 events,
                 failures,
                 metrics,
+                retries,
                 presence: Presence::default(),
                 admitted: AtomicU64::new(0),
                 addresses: Addresses::default(),
@@ -238,6 +240,9 @@ pub enum StartError {
     /// The certificate or its key cannot be used.
     #[error("tls: {0}")]
     Tls(#[source] TlsError),
+    /// The retry settings contradict each other.
+    #[error("retries: {0}")]
+    Retry(String),
     /// The metrics cannot be set up.
     #[error("metrics: {0}")]
     Metrics(String),

@@ -20,6 +20,7 @@ use crate::{
     limits::{Addresses, Gcra},
     metrics::Metrics,
     presence::Presence,
+    retry::Retries,
     rooms::Rooms,
     session::SessionRef,
     users::Users,
@@ -43,6 +44,7 @@ pub(crate) struct Core {
     pub(crate) events: EventBus,
     pub(crate) failures: FailureRouter,
     pub(crate) metrics: Metrics,
+    pub(crate) retries: Retries,
     pub(crate) presence: Presence,
     /// Connections that are open or about to be.
     pub(crate) admitted: AtomicU64,

@@ -72,8 +72,9 @@ impl Transit {
     }
 
     /// One more connection has it in its queue.
-    pub(crate) fn wait_on_one_more(&self) {
+    pub(crate) fn wait_on_one_more(self: &Arc<Self>) -> Arc<dyn Settle> {
         self.open.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(self) as Arc<dyn Settle>
     }
 
     /// The first connection that wrote it settles it; returns whether this one was.
@@ -86,6 +87,22 @@ impl Transit {
             });
         }
         first
+    }
+
+    /// A connection wrote it after a while.
+    pub(crate) fn written(&self) {
+        self.ledger().note(|tally| tally.copies += 1);
+        if self.sent() {
+            self.events.publish_with(EventType::MessageDelivered, || Event::MessageDelivered {
+                message: self.info(),
+                recipients: 1,
+            });
+        }
+    }
+
+    /// Whether it needs no more tries.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// One of those that might have written it cannot (or was never needed).
@@ -110,13 +127,7 @@ impl Settle for Transit {
     fn settle(&self, result: Result<(), FailureReason>) {
         match result {
             Ok(()) => {
-                self.ledger().note(|tally| tally.copies += 1);
-                if self.sent() {
-                    self.events.publish_with(EventType::MessageDelivered, || Event::MessageDelivered {
-                        message: self.info(),
-                        recipients: 1,
-                    });
-                }
+                self.written();
                 self.one_less(FailureReason::Unknown);
             }
             Err(reason) => self.one_less(reason),

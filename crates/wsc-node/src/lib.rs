@@ -35,6 +35,7 @@ mod ledger;
 mod limits;
 mod metrics;
 mod presence;
+mod retry;
 mod rooms;
 mod routing;
 mod service;

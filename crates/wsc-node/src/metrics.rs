@@ -106,6 +106,9 @@ fn collect(core: &Core) {
     }
     set(&metrics::gauge!("wsc_messages_stored"), 0);
     set(&metrics::gauge!("wsc_messages_in_flight"), whole(tally.in_flight));
+    let (attempts, successes) = core.retries.counts();
+    metrics::counter!("wsc_retry_attempts_total").absolute(attempts);
+    metrics::counter!("wsc_retry_success_total").absolute(successes);
     for reason in FailureReason::ALL {
         let times = core.failures_of(reason, &tally);
         if times > 0 {
@@ -156,6 +159,8 @@ fn describe() {
     describe_counter!("wsc_slow_consumers_total", "Times a full queue was met, by what was done about it.");
     describe_histogram!("wsc_fanout_duration_seconds", Unit::Seconds, "Time of one fan-out round, all members.");
     describe_counter!("wsc_fanout_frames_total", "Frames that went through fan-out rounds.");
+    describe_counter!("wsc_retry_attempts_total", "Times a message that found no room was tried again.");
+    describe_counter!("wsc_retry_success_total", "Times that helped.");
     describe_counter!("wsc_failures_by_reason_total", "Pairs that failed, by reason.");
 }
 

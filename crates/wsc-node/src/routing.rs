@@ -10,7 +10,7 @@ use wsc_protocol::{
     ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, HubMessage, Id, MessageInfo, Priority, UserType,
     encode::Delivery,
 };
-use wsc_transport::{PublishError, Sent, Settle};
+use wsc_transport::{PublishError, Sent};
 
 use crate::{
     core::Core,
@@ -89,7 +89,7 @@ pub(crate) struct Direct<'m> {
 
 impl Core {
     /// Sends to the connections of a user. A message to an offline user fails at once: nothing is stored yet.
-    pub(crate) fn send_direct(&self, direct: &Direct<'_>) -> Result<SendReceipt, ErrorReply> {
+    pub(crate) fn send_direct(self: &Arc<Self>, direct: &Direct<'_>) -> Result<SendReceipt, ErrorReply> {
         let user = self.users.get(direct.target);
         let recipients = match (&user, direct.target_client) {
             (None, _) => return Ok(self.fail_offline(direct)),
@@ -121,7 +121,7 @@ impl Core {
 
     /// Writes one frame to each recipient; `None` where none of them takes messages any more.
     fn deliver(
-        &self,
+        self: &Arc<Self>,
         direct: &Direct<'_>,
         delivery: &Delivery<'_>,
         recipients: &Recipients,
@@ -130,31 +130,31 @@ impl Core {
         let ledger = self.fanouts.stats().ledger();
         let mut transit: Option<Arc<Transit>> = None;
         let mut written = 0;
-        let mut dropped = false;
+        let mut dropped = Vec::new();
+        let begin = |user_id: &Id| {
+            let Delivery { id, message_type, sender_id, content, timestamp, priority, .. } = *delivery;
+            let mut message = HubMessage::new(id, message_type, sender_id, content, timestamp);
+            message.priority = priority;
+            Transit::new(&self.fanouts, &self.events, &self.failures, message, user_id)
+        };
         for session in recipients.as_slice() {
-            let mut track = || -> Option<Arc<dyn Settle>> {
-                let transit = transit.get_or_insert_with(|| {
-                    let mut message = HubMessage::new(
-                        delivery.id,
-                        delivery.message_type,
-                        delivery.sender_id,
-                        delivery.content,
-                        delivery.timestamp,
-                    );
-                    message.priority = delivery.priority;
-                    Transit::new(&self.fanouts, &self.events, &self.failures, message, &session.user.id)
-                });
-                transit.wait_on_one_more();
-                Some(Arc::clone(transit) as Arc<dyn Settle>)
-            };
+            let mut track = || Some(transit.get_or_insert_with(|| begin(&session.user.id)).wait_on_one_more());
             match session.outbound.deliver(frame, &mut track) {
                 Sent::Written => written += 1,
-                Sent::Dropped => dropped = true,
+                Sent::Dropped => dropped.push(Arc::clone(session)),
                 Sent::Queued | Sent::Closed => {}
             }
         }
-        if written == 0 && !dropped && transit.is_none() {
+        if written == 0 && dropped.is_empty() && transit.is_none() {
             return None;
+        }
+        if written == 0 && !dropped.is_empty() && self.may_retry(FailureReason::QueueFull) {
+            let transit = transit.get_or_insert_with(|| begin(&dropped[0].user.id));
+            transit.wait_on_one_more();
+            self.retry(Arc::clone(transit), frame.to_vec(), std::mem::take(&mut dropped));
+        }
+        for session in dropped {
+            session.outbound.tell_gap(frame.len());
         }
         match transit {
             Some(transit) => {
@@ -192,7 +192,9 @@ impl Core {
             |out| delivery.encode(out),
             |frame| {
                 for session in sessions.iter().filter(|s| !Arc::ptr_eq(s, from)) {
-                    session.outbound.deliver(frame, &mut || None);
+                    if session.outbound.deliver(frame, &mut || None) == Sent::Dropped {
+                        session.outbound.tell_gap(frame.len());
+                    }
                 }
             },
         );

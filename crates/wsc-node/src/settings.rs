@@ -1,9 +1,14 @@
 //! The one place where the user's settings become the layers' configurations.
 
-use wsc_config::{QueuePolicy as Policy, Settings};
+use std::time::Instant;
+
+use wsc_config::{QueuePolicy as Policy, RetryBudgetSettings, Settings};
+use wsc_delivery::{RetryBudget, RetryConfig, RetryPolicy, RetryRules};
 use wsc_events::EventBusConfig;
 use wsc_failure::FailureRouterConfig;
 use wsc_transport::{QueuePolicy, TransportConfig};
+
+use crate::retry::Retries;
 
 pub(crate) fn transport(settings: &Settings) -> TransportConfig {
     let mut config = TransportConfig::default();
@@ -30,6 +35,22 @@ pub(crate) fn failures(settings: &Settings) -> FailureRouterConfig {
     config.queue = usize::try_from(settings.failure_handlers.queue).unwrap_or(usize::MAX);
     config.timeout = settings.failure_handlers.timeout;
     config
+}
+
+/// The retry policy with its budget, which starts to count now.
+pub(crate) fn retries(settings: &Settings) -> Result<Retries, String> {
+    let mut config = RetryConfig::default();
+    config.max_retries = settings.max_retries;
+    config.base_delay = settings.base_delay;
+    config.max_delay = settings.max_delay;
+    config.backoff_factor = settings.backoff_factor;
+    config.jitter = settings.jitter;
+    config.rules =
+        RetryRules::parse(&settings.retryable_errors, &settings.non_retryable_errors).map_err(|e| e.to_string())?;
+    let policy = RetryPolicy::new(config).map_err(|e| e.to_string())?;
+    let RetryBudgetSettings { ratio, min_per_second, .. } = settings.retry_budget;
+    let budget = RetryBudget::new(ratio, min_per_second.into(), Instant::now()).map_err(|e| e.to_string())?;
+    Ok(Retries::new(policy, budget))
 }
 
 pub(crate) fn events(_settings: &Settings) -> EventBusConfig {

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::{
+    config::QueuePolicy,
     flusher::{Flush, Flusher, Flushers},
     ledger::Tally,
     outbound::{Outbound, Sent},
@@ -65,6 +66,11 @@ impl Fanouts {
     /// What the transport counts.
     pub fn stats(&self) -> &TransportStats {
         &self.shared.stats
+    }
+
+    /// What full queues do at this moment.
+    pub fn queue_policy(&self) -> QueuePolicy {
+        self.shared.limits.queue_policy()
     }
 }
 

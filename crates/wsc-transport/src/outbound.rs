@@ -19,7 +19,7 @@ use crate::{
     config::QueuePolicy,
     connection::Stream,
     frame::{self, close_frame},
-    queue::{Class, Entry, Queue, Settled},
+    queue::{Class, Entry, Queue, Settled, gap_frame},
     shared::Shared,
     stats::count,
 };
@@ -59,7 +59,8 @@ impl Outbound {
     /// Sends one message, which the queue's policy may drop.
     ///
     /// `track` is asked for somebody to tell the end only where the message has to wait. The message is not part of
-    /// [`TransportStats`](crate::TransportStats)' deliveries, which are those of fan-outs.
+    /// the [`Ledger`](crate::Ledger)'s sums by itself, as those of fan-outs are, nor is it part of a gap where it is
+    /// [`Sent::Dropped`]: see [`tell_gap`](Self::tell_gap).
     pub fn deliver(&self, frame: &[u8], track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>) -> Sent {
         self.0.submit(Payload::Borrowed(frame), Class::Plain, 0, Some(track), always).unwrap_or(Sent::Closed)
     }
@@ -82,6 +83,19 @@ impl Outbound {
     /// `make` must not send to any connection.
     pub fn send_with(&self, make: impl FnOnce() -> Option<Vec<u8>>) -> Sent {
         self.0.submit_with(make)
+    }
+
+    /// Tells the peer, before the next message, that one of `bytes` bytes was not sent: to be called where a message
+    /// that [`deliver`](Self::deliver) answered with [`Sent::Dropped`] is given up.
+    pub fn tell_gap(&self, bytes: usize) {
+        let mut state = self.0.state.lock();
+        match &mut state.queue {
+            Some(queue) => queue.refuse(bytes, 1),
+            None => {
+                drop(state);
+                self.send(&gap_frame(1, bytes as u64));
+            }
+        }
     }
 
     /// Closes the connection after what waits in its queue. Returns false where it is closed or closing already.
@@ -339,7 +353,10 @@ impl Conn {
                 } else {
                     &stats.slow_drop_oldest
                 });
-                queue.refuse(len, deliveries);
+                // Whoever sends a single message may try it again; it says itself when it gives up.
+                if deliveries > 0 {
+                    queue.refuse(len, deliveries);
+                }
                 false
             }
             _ => {

@@ -78,6 +78,11 @@ impl Gap {
     }
 }
 
+/// A gap that begins and ends now.
+pub(crate) fn gap_frame(dropped: u64, bytes: u64) -> Bytes {
+    Gap { dropped, bytes, since: unix_ms() }.into_entry().bytes
+}
+
 fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| d.as_millis() as u64)

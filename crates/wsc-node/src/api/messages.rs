@@ -1,5 +1,7 @@
 //! Programs that push: to users, in batches, to everybody.
 
+use std::sync::Arc;
+
 use axum::{Extension, response::Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -127,7 +129,7 @@ impl Wishes {
     }
 }
 
-fn send(core: &Core, user_id: &str, content: &RawValue, options: &SendOptions) -> Result<SendReceipt, ErrorReply> {
+fn send(core: &Arc<Core>, user_id: &str, content: &RawValue, options: &SendOptions) -> Result<SendReceipt, ErrorReply> {
     core.send_direct(&Direct {
         message_type: options.message_type.as_deref().unwrap_or("user_message"),
         sender_id: options.sender_id.as_deref().unwrap_or(crate::routing::SYSTEM),

@@ -1,4 +1,4 @@
-//! The HTTP API of a hub in this process.
+//! A hub in this process: its HTTP API, and what its messages come to.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,4 +8,5 @@ mod embed;
 mod lifecycle;
 mod listings;
 mod openapi;
+mod retries;
 mod support;
