@@ -107,7 +107,7 @@ impl<H: Handler> Connection<H> {
                 return Poll::Ready(Ok(Turn::Ended(DisconnectReason::ReadError)));
             }
             let shared = &self.conn.shared;
-            self.conn.last_read.store(shared.now(), Relaxed);
+            self.conn.heard();
             shared.stats.bytes_in.fetch_add(len as u64, Relaxed);
             let fresh = &mut scratch[..len];
             let turn = if self.unread.is_empty() {
@@ -203,6 +203,7 @@ impl<H: Handler> Connection<H> {
             if let Next::Wait(future) = next {
                 self.waiting = Some(future);
                 self.has_more = true;
+                self.conn.stop_listening();
                 return (used, Turn::Again);
             }
         }
@@ -264,6 +265,7 @@ impl<H: Handler> Connection<H> {
             if let Some(waiting) = &mut self.waiting {
                 ready!(waiting.as_mut().poll(cx));
                 self.waiting = None;
+                self.conn.heard();
             }
             match ready!(self.poll_turn(cx)) {
                 Ok(Turn::Again) => {}

@@ -58,7 +58,8 @@ impl Outbound {
 
     /// Sends one message, which the queue's policy may drop.
     ///
-    /// `track` is asked for somebody to tell the end only where the message has to wait. The message is not part of
+    /// `track` is asked for somebody to tell the end only where the message has to wait; it must not send or lock
+    /// anything. The message is not part of
     /// the [`Ledger`](crate::Ledger)'s sums by itself, as those of fan-outs are, nor is it part of a gap where it is
     /// [`Sent::Dropped`]: see [`tell_gap`](Self::tell_gap).
     pub fn deliver(&self, frame: &[u8], track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>) -> Sent {
@@ -111,7 +112,7 @@ impl Outbound {
 
     /// Milliseconds since the peer was last heard of.
     pub fn silent_for_ms(&self) -> u32 {
-        self.0.shared.now().wrapping_sub(self.0.last_read.load(Relaxed))
+        elapsed(self.0.last_read.load(Relaxed), self.0.shared.now())
     }
 
     /// Whether it takes messages: neither closed nor closing.
@@ -588,6 +589,16 @@ impl Conn {
         cause
     }
 
+    /// The peer was heard of.
+    pub(crate) fn heard(&self) {
+        self.last_read.store(self.shared.now(), Relaxed);
+    }
+
+    /// Nobody reads for a while: the peer cannot be called silent until [`heard`](Self::heard).
+    pub(crate) fn stop_listening(&self) {
+        self.last_read.store(self.shared.now().wrapping_add(FAR_FUTURE), Relaxed);
+    }
+
     /// Why it ends, where that is known.
     pub(crate) fn cause(&self) -> Option<DisconnectReason> {
         self.state.lock().cause
@@ -684,6 +695,9 @@ const MAX_SLICES: usize = 32;
 /// After so many writes a connection turns to reading: who feeds its queue as fast as the peer empties it must not
 /// keep it from hearing the peer.
 const WRITES_PER_POLL: usize = 32;
+
+/// Twelve days of ticks, which still compare as later.
+const FAR_FUTURE: u32 = u32::MAX / 4;
 
 /// How long a peer may take to answer our close frame, and one that does not read to take it.
 const LINGER_MS: u32 = 2_000;

@@ -1,6 +1,6 @@
 //! Messages whose handling takes time.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason};
 use wsc_transport::TransportConfig;
@@ -42,6 +42,24 @@ async fn a_wait_ends_with_its_connection() {
     hub.lab.gate.add_permits(1);
     drop(client);
     eventually("it is gone", || hub.transport.connections() == 0).await;
+    hub.finish().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_us_is_not_called_silent() {
+    let mut config = TransportConfig::default();
+    config.ping_interval = Duration::from_millis(20);
+    config.pong_timeout = Duration::from_millis(20);
+    let hub = Hub::start(&config);
+    let mut client = hub.client().await;
+    client.say("wait").await;
+    // The peer answers every ping, but nobody reads that until the wait is over.
+    for _ in 0..10 {
+        assert_eq!(client.frame().await.map(|(first, _)| first & 0x0F), Some(0x9));
+    }
+    hub.lab.gate.add_permits(1);
+    while client.frame().await.is_some_and(|(first, _)| first & 0x0F == 0x9) {}
+    assert_eq!(hub.transport.connections(), 1);
     hub.finish().await;
 }
 
