@@ -372,7 +372,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
+#[error("cannot listen on {address}")]
 pub struct ListenError {
     address: SocketAddr,
     source: io::Error,
