@@ -17,7 +17,7 @@ use crate::{
     core::Core,
     encode::{now_ms, with_frame},
     limits::{AddressPlace, Rates, Verdict},
-    session::{Joined, Session, SessionRef},
+    session::{Joined, Names, Session, SessionRef},
     users::{Attached, UserLimit},
 };
 
@@ -93,8 +93,7 @@ impl Core {
         let Attached { session, replaced, evicted, is_first } = self.users.attach(&user_id, limit, |user| Session {
             id,
             user,
-            given_client_id: client_id,
-            device_id,
+            names: Names::new(client_id.as_deref(), device_id.as_deref()),
             permissions,
             outbound: outbound.clone(),
             user_type,

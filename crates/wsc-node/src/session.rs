@@ -1,7 +1,7 @@
 //! One open connection as the node knows it.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering::Relaxed},
@@ -21,9 +21,8 @@ pub(crate) struct Session {
     /// Hub-wide unique id (UUIDv7); its time is that of the connection.
     pub(crate) id: Uuid,
     pub(crate) user: Arc<User>,
-    /// The client's name for itself. Without one it goes by the session's id, which costs nothing to keep.
-    pub(crate) given_client_id: Option<Box<str>>,
-    pub(crate) device_id: Option<Box<str>>,
+    /// Without a client id of its own the connection goes by the session's id, which costs nothing to keep.
+    pub(crate) names: Names,
     pub(crate) permissions: Permissions,
     pub(crate) outbound: Outbound,
     pub(crate) user_type: UserType,
@@ -34,9 +33,16 @@ pub(crate) struct Session {
     pub(crate) joined: Mutex<Joined>,
 }
 
-/// The rooms of a connection. `None` once it is gone: then it can join no more.
-#[derive(Debug)]
-pub(crate) struct Joined(Option<Vec<Seat>>);
+/// The rooms of a connection. Most are in one: it needs no list of its own.
+#[derive(Debug, Default)]
+pub(crate) enum Joined {
+    #[default]
+    None,
+    One(Seat),
+    Many(Vec<Seat>),
+    /// The connection is gone: it can join no more.
+    Gone,
+}
 
 /// A place in a room.
 #[derive(Clone, Debug)]
@@ -45,62 +51,109 @@ pub(crate) struct Seat {
     pub(crate) slot: Slot,
 }
 
-impl Default for Joined {
-    fn default() -> Self {
-        Self(Some(Vec::new()))
-    }
-}
-
 impl Joined {
     pub(crate) fn is_gone(&self) -> bool {
-        self.0.is_none()
+        matches!(self, Self::Gone)
+    }
+
+    fn seats(&self) -> &[Seat] {
+        match self {
+            Self::None | Self::Gone => &[],
+            Self::One(seat) => std::slice::from_ref(seat),
+            Self::Many(seats) => seats,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, Vec::len)
+        self.seats().len()
     }
 
     pub(crate) fn find(&self, room_id: &str) -> Option<&Seat> {
-        self.0.as_ref()?.iter().find(|s| s.room.id.as_str() == room_id)
+        self.seats().iter().find(|s| s.room.id.as_str() == room_id)
     }
 
+    /// Adds a seat, unless the connection is gone.
     pub(crate) fn add(&mut self, seat: Seat) {
-        if let Some(seats) = &mut self.0 {
-            // Most connections are in one room: no spare places.
-            seats.reserve_exact(1);
-            seats.push(seat);
-        }
+        *self = match mem::take(self) {
+            Self::None => Self::One(seat),
+            Self::One(first) => Self::Many(vec![first, seat]),
+            Self::Many(mut seats) => {
+                seats.push(seat);
+                Self::Many(seats)
+            }
+            Self::Gone => Self::Gone,
+        };
     }
 
     /// Takes the seat in this very room, not in a newer one of the same id.
     pub(crate) fn remove(&mut self, room: &Arc<Room>) -> Option<Seat> {
-        let seats = self.0.as_mut()?;
-        let at = seats.iter().position(|s| Arc::ptr_eq(&s.room, room))?;
-        Some(seats.swap_remove(at))
+        let at = self.seats().iter().position(|s| Arc::ptr_eq(&s.room, room))?;
+        match mem::take(self) {
+            Self::One(seat) => Some(seat),
+            Self::Many(mut seats) => {
+                let seat = seats.swap_remove(at);
+                *self = Self::Many(seats);
+                Some(seat)
+            }
+            other @ (Self::None | Self::Gone) => {
+                *self = other;
+                None
+            }
+        }
     }
 
     /// Takes all seats; nothing can be added afterwards.
     pub(crate) fn take_all(&mut self) -> Vec<Seat> {
-        self.0.take().unwrap_or_default()
+        match mem::replace(self, Self::Gone) {
+            Self::One(seat) => vec![seat],
+            Self::Many(seats) => seats,
+            Self::None | Self::Gone => Vec::new(),
+        }
     }
 
     pub(crate) fn room_ids(&self) -> Vec<String> {
-        self.0.iter().flatten().map(|s| s.room.id.to_string()).collect()
+        self.seats().iter().map(|s| s.room.id.to_string()).collect()
+    }
+}
+
+/// What a client calls itself and its device, in one allocation: an idle connection should be small. Ids hold no
+/// control characters, so NUL parts them.
+#[derive(Default)]
+pub(crate) struct Names(Box<str>);
+
+impl Names {
+    pub(crate) fn new(client_id: Option<&str>, device_id: Option<&str>) -> Self {
+        match (client_id, device_id) {
+            (None, None) => Self::default(),
+            (client_id, device_id) => {
+                Self(format!("{}\0{}", client_id.unwrap_or_default(), device_id.unwrap_or_default()).into())
+            }
+        }
+    }
+
+    /// The client id that was given.
+    pub(crate) fn client_id(&self) -> Option<&str> {
+        self.0.split_once('\0').map(|(client_id, _)| client_id).filter(|id| !id.is_empty())
+    }
+
+    /// The device id that was given.
+    pub(crate) fn device_id(&self) -> Option<&str> {
+        self.0.split_once('\0').map(|(_, device_id)| device_id).filter(|id| !id.is_empty())
     }
 }
 
 impl Session {
     pub(crate) fn client_id(&self) -> ClientId {
-        match &self.given_client_id {
-            Some(given) => ClientId::Given(given.clone()),
+        match self.names.client_id() {
+            Some(given) => ClientId::Given(given.into()),
             None => ClientId::Generated(self.id),
         }
     }
 
     /// Whether the connection goes by this name within its user.
     pub(crate) fn is_client(&self, client_id: &str) -> bool {
-        match &self.given_client_id {
-            Some(given) => **given == *client_id,
+        match self.names.client_id() {
+            Some(given) => *given == *client_id,
             None => ClientId::Generated(self.id).matches(client_id),
         }
     }
@@ -119,7 +172,7 @@ impl Session {
             client_id: self.client_id(),
             session: self.id,
             user_type: self.user_type,
-            device_id: self.device_id.as_deref().map(str::to_owned),
+            device_id: self.names.device_id().map(str::to_owned),
         }
     }
 
@@ -162,7 +215,15 @@ mod tests {
     /// What an idle connection costs: growth here is paid a hundred thousand times.
     #[test]
     fn a_session_stays_small() {
-        assert!(size_of::<Session>() + 16 <= 128, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() + 16 <= 112, "{}", size_of::<Session>());
         assert!(size_of::<User>() + 16 <= 64, "{}", size_of::<User>());
+    }
+
+    #[test]
+    fn names_are_kept_apart() {
+        for (client_id, device_id) in [(None, None), (Some("c"), None), (None, Some("d")), (Some("c"), Some("d"))] {
+            let names = Names::new(client_id, device_id);
+            assert_eq!((names.client_id(), names.device_id()), (client_id, device_id));
+        }
     }
 }

@@ -128,7 +128,7 @@ impl Users {
         let user = Arc::clone(&entry.key().0);
         let session = Arc::new(make(Arc::clone(&user)));
         let mut sessions = user.sessions.lock();
-        let given = session.given_client_id.as_deref();
+        let given = session.names.client_id();
         let old = given.and_then(|given| sessions.iter().position(|s| s.is_client(given)));
         let replaced = old.map(|at| sessions.swap_remove(at));
         let is_first = sessions.is_empty() && replaced.is_none();

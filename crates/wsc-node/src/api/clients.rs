@@ -66,7 +66,7 @@ impl From<&Session> for Client {
             client_id: session.client_id().to_string(),
             user_id: session.user.id.to_string(),
             user_type: session.user_type,
-            device_id: session.device_id.as_deref().map(str::to_owned),
+            device_id: session.names.device_id().map(str::to_owned),
             connected_at: session.connected_at(),
             speaks_v1: session.speaks_v1,
             rooms: session.joined.lock().room_ids(),
