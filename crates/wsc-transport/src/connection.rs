@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use wsc_protocol::{CloseReason, DisconnectReason};
 
 use crate::{
+    conn::{Conn, Phase, is_slow},
     decoder::{Decoded, Decoder, Violation},
-    outbound::{Conn, Outbound, Phase, is_slow},
+    outbound::Outbound,
     service::{Handler, Message, Next},
     shared::Shared,
 };

@@ -499,7 +499,7 @@ mod tests {
     use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
     use super::*;
-    use crate::{config::TransportConfig, outbound::Conn};
+    use crate::{config::TransportConfig, conn::Conn};
 
     /// One broadcast is encoded once: whoever has to wait for it holds a reference to the same bytes.
     #[tokio::test]

@@ -25,9 +25,9 @@ use tungstenite::{
 use wsc_protocol::{CloseReason, ErrorCode};
 
 use crate::{
+    conn::Conn,
     connection::{Connection, Stream},
     frame::close_frame,
-    outbound::Conn,
     replay::Replay,
     service::{Admission, Peer, Service},
     stats::count,

@@ -57,6 +57,7 @@
 //! None.
 
 mod config;
+mod conn;
 mod connection;
 mod decoder;
 mod fanout;

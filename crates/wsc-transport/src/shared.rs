@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::{
     config::{QueuePolicy, TransportConfig},
-    outbound::Conn,
+    conn::Conn,
     queue::Settled,
     stats::TransportStats,
 };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::config::TransportConfig;
+use crate::{config::TransportConfig, outbound::Outbound};
 
 /// Counts how often the connection's task is woken.
 #[derive(Default)]

@@ -1,0 +1,630 @@
+//! The state that a connection's handles share with its task: who may write, what waits, how far its life has come.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::{io::AsyncWrite, net::TcpStream};
+use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, FailureReason};
+
+use crate::{
+    config::QueuePolicy,
+    connection::Stream,
+    frame::{self, close_frame},
+    outbound::{Sent, Settle},
+    queue::{Class, Entry, Queue, Settled, gap_frame},
+    shared::Shared,
+    stats::count,
+};
+
+/// How far a connection's life has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Messages flow.
+    Open,
+    /// The close frame is on its way; nothing is taken any more.
+    Closing,
+    /// The close frame is written; the peer may answer it.
+    Lingering,
+    /// Over.
+    Dead,
+}
+
+/// What a connection's handles and its task share.
+pub(crate) struct Conn {
+    pub(crate) shared: Arc<Shared>,
+    /// Where any thread may write; `None` where the stream belongs to the task (TLS, foreign streams).
+    pub(crate) tcp: Option<TcpStream>,
+    /// When the peer was last heard of, in [`Shared::now`] ticks.
+    pub(crate) last_read: AtomicU32,
+    /// When it was last pinged.
+    pub(crate) last_ping: AtomicU32,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The backlog; while it exists the task is responsible for writing.
+    queue: Option<Box<Queue>>,
+    waker: Option<Waker>,
+    /// Since when nothing moved: the backlog, or in later phases the farewell. In ticks.
+    since: u32,
+    /// Somebody is writing to the socket without the lock; everybody else queues.
+    writing: bool,
+    phase: Phase,
+    cause: Option<DisconnectReason>,
+}
+
+impl State {
+    fn queued(&self) -> (usize, u64) {
+        self.queue.as_ref().map_or((0, 0), |q| (q.bytes(), q.deliveries()))
+    }
+}
+
+/// A frame in the form that its owner has it in.
+#[derive(Clone, Copy)]
+pub(crate) enum Payload<'p> {
+    Borrowed(&'p [u8]),
+    Shared(&'p Bytes),
+}
+
+impl Payload<'_> {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+
+    fn to_bytes(self) -> Bytes {
+        match self {
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Self::Shared(bytes) => bytes.clone(),
+        }
+    }
+}
+
+pub(crate) type Track<'t> = &'t mut dyn FnMut() -> Option<Arc<dyn Settle>>;
+
+impl Conn {
+    /// A connection whose writers all wait until [`release`](Self::release), with the first bytes to write.
+    pub(crate) fn held(shared: Arc<Shared>, tcp: Option<TcpStream>, first: Vec<u8>) -> Arc<Self> {
+        let now = shared.now();
+        let mut settled = Settled::default();
+        let mut queue = Queue::default();
+        if !first.is_empty() {
+            let bytes = first.into();
+            queue.push(Entry { bytes, written: 0, class: Class::Must, deliveries: 0, settle: None }, &mut settled);
+            // No pong may pass the answer to the handshake, and no overflow take it away.
+            queue.pin_front();
+        }
+        let state = State {
+            queue: Some(Box::new(queue)),
+            waker: None,
+            since: now,
+            writing: true,
+            phase: Phase::Open,
+            cause: None,
+        };
+        shared.settle(settled);
+        Arc::new(Self {
+            shared,
+            tcp,
+            last_read: AtomicU32::new(now),
+            last_ping: AtomicU32::new(now),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Lets writers write.
+    pub(crate) fn release(&self) {
+        self.state.lock().writing = false;
+    }
+
+    pub(crate) fn submit(
+        &self,
+        payload: Payload<'_>,
+        class: Class,
+        deliveries: u32,
+        track: Option<Track<'_>>,
+        allowed: impl FnOnce() -> bool,
+    ) -> Option<Sent> {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if !allowed() {
+            return None;
+        }
+        if state.phase != Phase::Open {
+            drop(state);
+            return Some(Sent::Closed);
+        }
+        if let Some(tcp) = &self.tcp
+            && !state.writing
+            && state.queue.is_none()
+        {
+            state.writing = true;
+            // No lock is held over a write: who comes now joins the queue.
+            let result = MutexGuard::unlocked(&mut state, || write_once(tcp, payload.as_slice()));
+            state.writing = false;
+            match result {
+                Ok(written) if written == payload.as_slice().len() => {
+                    let waker = state.queue.is_some().then(|| state.waker.clone()).flatten();
+                    drop(state);
+                    let stats = &self.shared.stats;
+                    stats.bytes_out.fetch_add(written as u64, Relaxed);
+                    wake(waker);
+                    return Some(Sent::Written);
+                }
+                Ok(written) => {
+                    self.shared.stats.bytes_out.fetch_add(written as u64, Relaxed);
+                    if state.phase == Phase::Dead {
+                        // It ended meanwhile: nobody is left who would write or settle the rest.
+                        return Some(Sent::Closed);
+                    }
+                    let settle = track.and_then(|t| t());
+                    let entry = Entry { bytes: payload.to_bytes(), written, class, deliveries, settle };
+                    self.queue_of(&mut state).push_rest(entry, &mut settled);
+                    return Some(self.finish_queued(state, settled, true));
+                }
+                Err(_) => {
+                    self.die(state, DisconnectReason::WriteError);
+                    return Some(Sent::Closed);
+                }
+            }
+        }
+        let len = payload.as_slice().len();
+        if !self.admit(&mut state, class, len, deliveries, &mut settled) {
+            // Where the policy closed the connection its task has a farewell to write.
+            let waker = if state.phase == Phase::Open { None } else { state.waker.clone() };
+            drop(state);
+            self.shared.settle(settled);
+            wake(waker);
+            return Some(Sent::Dropped);
+        }
+        let is_new = state.queue.is_none();
+        let settle = track.and_then(|t| t());
+        let entry = Entry { bytes: payload.to_bytes(), written: 0, class, deliveries, settle };
+        self.queue_of(&mut state).push(entry, &mut settled);
+        // While somebody writes it is up to them to wake the task afterwards.
+        let wake_task = is_new && !state.writing;
+        Some(self.finish_queued(state, settled, wake_task))
+    }
+
+    pub(crate) fn submit_with(&self, make: impl FnOnce() -> Option<Vec<u8>>) -> Sent {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        let Some(frame) = make() else { return Sent::Dropped };
+        if state.phase != Phase::Open {
+            return Sent::Closed;
+        }
+        if !self.admit(&mut state, Class::Must, frame.len(), 0, &mut settled) {
+            let waker = state.waker.clone();
+            drop(state);
+            self.shared.settle(settled);
+            wake(waker);
+            return Sent::Dropped;
+        }
+        let entry = Entry { bytes: frame.into(), written: 0, class: Class::Must, deliveries: 0, settle: None };
+        self.queue_of(&mut state).push(entry, &mut settled);
+        drop(state);
+        self.shared.settle(settled);
+        self.flush_here();
+        Sent::Queued
+    }
+
+    /// Whether a frame may join the queue. Where it may not, the policy has been applied.
+    fn admit(&self, state: &mut State, class: Class, len: usize, deliveries: u32, settled: &mut Settled) -> bool {
+        let limits = &self.shared.limits;
+        let max = limits.queue_max_bytes();
+        let Some(queue) = state.queue.as_mut().filter(|q| !q.is_empty() && class != Class::Control) else {
+            return true;
+        };
+        if queue.bytes() + len <= max {
+            return true;
+        }
+        let stats = &self.shared.stats;
+        let policy = limits.queue_policy();
+        if policy == QueuePolicy::DropOldest {
+            // Also for a reply: what is never dropped fits where messages can make room for it.
+            queue.make_room(len, max, settled);
+            if queue.is_empty() || queue.bytes() + len <= max {
+                count(&stats.slow_drop_oldest);
+                return true;
+            }
+        }
+        match (class, policy) {
+            (Class::Plain, QueuePolicy::DropNewest | QueuePolicy::DropOldest) => {
+                count(if policy == QueuePolicy::DropNewest {
+                    &stats.slow_drop_newest
+                } else {
+                    &stats.slow_drop_oldest
+                });
+                // Whoever sends a single message may try it again; it says itself when it gives up.
+                if deliveries > 0 {
+                    queue.refuse(len, deliveries);
+                }
+                false
+            }
+            _ => {
+                count(&stats.slow_disconnect);
+                let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
+                self.cut_off(state, &close, DisconnectReason::SlowConsumer, settled);
+                false
+            }
+        }
+    }
+
+    /// Drops the backlog and says farewell, for a peer that does not keep up.
+    fn cut_off(&self, state: &mut State, close: &CloseReason, cause: DisconnectReason, settled: &mut Settled) {
+        self.queue_of(state).cut(FailureReason::QueueFull, false, settled);
+        self.say_farewell(state, close, cause, settled);
+    }
+
+    fn say_farewell(&self, state: &mut State, close: &CloseReason, cause: DisconnectReason, settled: &mut Settled) {
+        let entry = Entry { bytes: close_frame(close), written: 0, class: Class::Must, deliveries: 0, settle: None };
+        self.queue_of(state).push(entry, settled);
+        state.phase = Phase::Closing;
+        state.cause.get_or_insert(cause);
+        state.since = self.shared.now();
+    }
+
+    pub(crate) fn close(&self, close: &CloseReason, cause: DisconnectReason) -> bool {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if state.phase != Phase::Open {
+            return false;
+        }
+        self.say_farewell(&mut state, close, cause, &mut settled);
+        let waker = state.waker.clone();
+        drop(state);
+        self.shared.settle(settled);
+        wake(waker);
+        true
+    }
+
+    /// Answers the peer's close frame, or sends a control frame, with bytes that are framed already.
+    pub(crate) fn send_control(&self, frame: &[u8]) {
+        self.submit(Payload::Borrowed(frame), Class::Control, 0, None, always);
+    }
+
+    /// The peer said goodbye: answers with `reply` after what waits, and takes nothing more.
+    pub(crate) fn answer_close(&self, reply: Vec<u8>) {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if state.phase != Phase::Open {
+            return;
+        }
+        let entry = Entry { bytes: reply.into(), written: 0, class: Class::Must, deliveries: 0, settle: None };
+        self.queue_of(&mut state).push(entry, &mut settled);
+        state.phase = Phase::Closing;
+        state.cause.get_or_insert(DisconnectReason::ClientRequest);
+        state.since = self.shared.now();
+        drop(state);
+        self.shared.settle(settled);
+    }
+
+    fn queue_of<'s>(&self, state: &'s mut State) -> &'s mut Queue {
+        let since = &mut state.since;
+        state.queue.get_or_insert_with(|| {
+            *since = self.shared.now();
+            Box::default()
+        })
+    }
+
+    fn finish_queued(&self, state: MutexGuard<'_, State>, settled: Settled, wake_task: bool) -> Sent {
+        let waker = if wake_task { state.waker.clone() } else { None };
+        drop(state);
+        self.shared.settle(settled);
+        wake(waker);
+        Sent::Queued
+    }
+
+    /// Ends the connection without a farewell.
+    fn die(&self, mut state: MutexGuard<'_, State>, cause: DisconnectReason) {
+        state.phase = Phase::Dead;
+        state.cause.get_or_insert(cause);
+        let waker = state.waker.clone();
+        drop(state);
+        wake(waker);
+    }
+
+    /// Ends the connection at once, from outside of its task.
+    pub(crate) fn abort(&self, cause: DisconnectReason) {
+        self.die(self.state.lock(), cause);
+    }
+
+    /// Writes what waits, on the caller's thread, as far as the kernel takes it; the task does the rest.
+    fn flush_here(&self) {
+        match &self.tcp {
+            Some(tcp) => {
+                match self.flush_once(|slices| tcp.try_write_vectored(slices)) {
+                    // Who writes now sees the queue afterwards and wakes the task.
+                    Ok(Flush::Done | Flush::Busy) => {}
+                    Ok(Flush::Progress | Flush::Blocked) | Err(_) => self.wake_task(),
+                }
+            }
+            None => self.wake_task(),
+        }
+    }
+
+    fn wake_task(&self) {
+        let waker = self.state.lock().waker.clone();
+        wake(waker);
+    }
+
+    /// One write of what waits.
+    fn flush_once(&self, write: impl FnOnce(&[io::IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Flush> {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        if state.writing {
+            return Ok(Flush::Busy);
+        }
+        let Some(queue) = state.queue.as_mut().filter(|q| !q.is_empty()) else {
+            state.queue = None;
+            return Ok(Flush::Done);
+        };
+        let bytes = queue.take_slices(MAX_SLICES, &mut settled);
+        state.writing = true;
+        let result = MutexGuard::unlocked(&mut state, || {
+            let slices: Vec<io::IoSlice<'_>> = bytes.iter().map(|b| io::IoSlice::new(b)).collect();
+            match write(&slices) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                other => other,
+            }
+        });
+        state.writing = false;
+        let written = result.as_ref().copied().unwrap_or(0);
+        let mut flush = Flush::Blocked;
+        if let Some(queue) = state.queue.as_mut() {
+            queue.wrote(written, &mut settled);
+            if queue.is_empty() {
+                state.queue = None;
+                // The task may have found us writing the farewell: it goes on when it is written, so it must be told.
+                flush = if state.phase == Phase::Open { Flush::Done } else { Flush::Progress };
+            } else if written > 0 {
+                flush = Flush::Progress;
+            }
+        }
+        if written > 0 && state.phase == Phase::Open {
+            state.since = self.shared.now();
+        }
+        drop(state);
+        self.shared.stats.bytes_out.fetch_add(written as u64, Relaxed);
+        self.shared.settle(settled);
+        result.map(|_| flush)
+    }
+
+    /// What is written first when somebody writes.
+    #[cfg(test)]
+    pub(crate) fn first_queued(&self) -> Option<Bytes> {
+        let slices = self.state.lock().queue.as_mut()?.take_slices(1, &mut Settled::default());
+        slices.into_iter().next()
+    }
+
+    /// See [`Outbound::tell_gap`](crate::Outbound::tell_gap).
+    pub(crate) fn tell_gap(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        match &mut state.queue {
+            Some(queue) => queue.refuse(bytes, 1),
+            None => {
+                drop(state);
+                self.submit(Payload::Borrowed(&gap_frame(1, bytes as u64)), Class::Must, 0, None, always);
+            }
+        }
+    }
+
+    /// Bytes and deliveries that wait; `None` while somebody holds the state.
+    pub(crate) fn try_queued(&self) -> Option<(usize, u64)> {
+        self.state.try_lock().map(|state| state.queued())
+    }
+
+    /// Bytes and deliveries that wait.
+    pub(crate) fn queued(&self) -> (usize, u64) {
+        self.state.lock().queued()
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.lock().phase == Phase::Open
+    }
+
+    /// Milliseconds since the peer was last heard of.
+    pub(crate) fn silent_for_ms(&self) -> u32 {
+        elapsed(self.last_read.load(Relaxed), self.shared.now())
+    }
+
+    // ---- what only the connection's task calls ----
+
+    /// Notes whom to wake, and says how things stand.
+    pub(crate) fn attend(&self, cx: &Context<'_>) -> (Phase, bool) {
+        let mut state = self.state.lock();
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        (state.phase, state.queue.is_some())
+    }
+
+    /// Writes until nothing waits.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>, stream: Option<&mut Stream>) -> Poll<io::Result<()>> {
+        if let Some(stream) = stream {
+            return self.poll_flush_stream(cx, stream);
+        }
+        let Some(tcp) = &self.tcp else { return Poll::Ready(Ok(())) };
+        for _ in 0..WRITES_PER_POLL {
+            ready!(tcp.poll_write_ready(cx))?;
+            match self.flush_once(|slices| tcp.try_write_vectored(slices))? {
+                Flush::Done => return Poll::Ready(Ok(())),
+                // Who writes now sees the queue afterwards and wakes us.
+                Flush::Busy => return Poll::Pending,
+                Flush::Blocked | Flush::Progress => {}
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_flush_stream(&self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {
+        for _ in 0..WRITES_PER_POLL {
+            let flush = self.flush_once(|slices| match Pin::new(&mut *stream).poll_write_vectored(cx, slices) {
+                Poll::Ready(result) => result,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            })?;
+            match flush {
+                Flush::Done => return Pin::new(stream).poll_flush(cx),
+                Flush::Blocked | Flush::Busy => return Poll::Pending,
+                Flush::Progress => {}
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The farewell is written; waits for the peer's.
+    pub(crate) fn linger(&self) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Closing && state.queue.is_none() {
+            state.phase = Phase::Lingering;
+            state.since = self.shared.now();
+        }
+    }
+
+    /// Ends everything; returns the cause.
+    pub(crate) fn end(&self, fallback: DisconnectReason) -> DisconnectReason {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        state.phase = Phase::Dead;
+        state.waker = None;
+        let queue = state.queue.take();
+        let cause = *state.cause.get_or_insert(fallback);
+        drop(state);
+        if let Some(queue) = queue {
+            queue.end(&mut settled);
+        }
+        self.shared.settle(settled);
+        cause
+    }
+
+    /// The peer was heard of.
+    pub(crate) fn heard(&self) {
+        self.last_read.store(self.shared.now(), Relaxed);
+    }
+
+    /// Nobody reads for a while: the peer cannot be called silent until [`heard`](Self::heard).
+    pub(crate) fn stop_listening(&self) {
+        self.last_read.store(self.shared.now().wrapping_add(FAR_FUTURE), Relaxed);
+    }
+
+    /// Why it ends, where that is known.
+    pub(crate) fn cause(&self) -> Option<DisconnectReason> {
+        self.state.lock().cause
+    }
+
+    /// Looks after heartbeat and deadlines; called by the sweep every now and then.
+    pub(crate) fn sweep(&self, now: u32) {
+        let limits = &self.shared.limits;
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        let stalled_for = elapsed(state.since, now);
+        match state.phase {
+            Phase::Open => {
+                let is_stalled = state.queue.is_some() && stalled_for >= limits.write_timeout();
+                let silent_for = elapsed(self.last_read.load(Relaxed), now);
+                let farewell = if is_stalled {
+                    Some((CloseCode::WRITE_TIMEOUT, "write timeout", DisconnectReason::WriteTimeout))
+                } else if silent_for >= limits.ping_interval() + limits.pong_timeout() {
+                    Some((CloseCode::NO_PONG, "no pong", DisconnectReason::HeartbeatTimeout))
+                } else {
+                    None
+                };
+                if let Some((code, reason, cause)) = farewell {
+                    self.cut_off(&mut state, &CloseReason::new(code, reason), cause, &mut settled);
+                    let waker = state.waker.clone();
+                    drop(state);
+                    self.shared.settle(settled);
+                    wake(waker);
+                    return;
+                }
+                drop(state);
+                if elapsed(self.last_ping.load(Relaxed), now) >= limits.ping_interval() {
+                    self.last_ping.store(now, Relaxed);
+                    self.submit(Payload::Shared(&frame::PING), Class::Control, 0, None, always);
+                }
+            }
+            Phase::Closing => {
+                // Who was cut off for not reading has had its time: the farewell gets a moment, not another timeout.
+                let is_slow = state.cause.is_some_and(is_slow);
+                let patience = if is_slow { LINGER_MS.min(limits.write_timeout()) } else { limits.write_timeout() };
+                if stalled_for >= patience {
+                    self.die(state, DisconnectReason::WriteTimeout);
+                }
+            }
+            Phase::Lingering if stalled_for >= LINGER_MS.min(limits.write_timeout()) => {
+                self.die(state, DisconnectReason::ClientRequest);
+            }
+            Phase::Lingering | Phase::Dead => {}
+        }
+    }
+}
+
+/// Whether a connection is closed because its peer does not read.
+pub(crate) fn is_slow(cause: DisconnectReason) -> bool {
+    matches!(cause, DisconnectReason::SlowConsumer | DisconnectReason::WriteTimeout)
+}
+
+enum Flush {
+    /// Nothing waits.
+    Done,
+    /// The kernel took some.
+    Progress,
+    /// The kernel took nothing.
+    Blocked,
+    /// Somebody else is writing.
+    Busy,
+}
+
+fn write_once(tcp: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match tcp.try_write(bytes) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        other => other,
+    }
+}
+
+/// Ticks from `then` to `now`, which may be a little older: other threads are ahead of a sweep's clock.
+fn elapsed(then: u32, now: u32) -> u32 {
+    (now.wrapping_sub(then) as i32).max(0) as u32
+}
+
+/// What every frame that is not for a fan-out's member is allowed by.
+pub(crate) fn always() -> bool {
+    true
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// As many pieces as one `writev` takes.
+const MAX_SLICES: usize = 32;
+
+/// After so many writes a connection turns to reading: who feeds its queue as fast as the peer empties it must not
+/// keep it from hearing the peer.
+const WRITES_PER_POLL: usize = 32;
+
+/// Twelve days of ticks, which still compare as later.
+const FAR_FUTURE: u32 = u32::MAX / 4;
+
+/// How long a peer may take to answer our close frame, and one that does not read to take it.
+const LINGER_MS: u32 = 2_000;
+
+#[cfg(test)]
+mod tests;
