@@ -9,7 +9,7 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
 use wsc_config::{Problems, Settings};
@@ -126,6 +126,7 @@ impl HubBuilder {
         let node_id = settings.node_id.as_str().to_owned();
         let rate = settings.limits.handshakes_per_second;
         let handshakes = Gcra::new(rate, rate);
+        let http_places = transport_config.pending_handshakes.min(Semaphore::MAX_PERMITS);
         let settings = watch::Sender::new(Arc::new(settings));
         let mut core = None;
         let transport = Transport::start(WS_PATH, &transport_config, |fanouts| {
@@ -148,6 +149,7 @@ impl HubBuilder {
                 admitted: AtomicU64::new(0),
                 addresses: Addresses::default(),
                 handshakes: Mutex::new(handshakes),
+                http_places: Semaphore::new(http_places),
                 stop: CancellationToken::new(),
                 draining: CancellationToken::new(),
                 tasks: TaskTracker::new(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak, atomic::AtomicU64};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
 use wsc_config::Settings;
@@ -49,6 +49,8 @@ pub(crate) struct Core {
     /// Connections that are open or about to be.
     pub(crate) admitted: AtomicU64,
     pub(crate) addresses: Addresses,
+    /// HTTP connections beside WebSockets: as many as `limits.pending_handshakes`.
+    pub(crate) http_places: Semaphore,
     /// How many handshakes a second may begin.
     pub(crate) handshakes: Mutex<Option<Gcra>>,
     /// Cancelled when the node's own tasks must end.

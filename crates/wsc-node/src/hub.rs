@@ -365,10 +365,18 @@ pub(crate) fn check_id(field: &str, id: &str) -> Result<(), ErrorReply> {
 
 /// Binds without `SO_REUSEPORT`: a port that is taken is an error, not a share.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    // A restart must not wait for connections of the last run that the kernel still remembers.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
+
+/// Connections that wait to be accepted: everybody may come back at once. The kernel cuts it to its own limit.
+const BACKLOG: i32 = 4096;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]

@@ -37,6 +37,11 @@ impl Service for NodeService {
     }
 
     async fn http(&self, stream: Stream, peer: Peer) {
+        // A place for each, as handshakes have: who finds none is cut off.
+        let Ok(_place) = self.0.http_places.try_acquire() else {
+            self.0.metrics.handshake_failed("too_many_http");
+            return;
+        };
         api::serve(&self.0, stream, peer).await;
     }
 

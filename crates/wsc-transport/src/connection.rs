@@ -76,6 +76,8 @@ impl<H: Handler> Connection<H> {
         unread: Vec<u8>,
         open: impl FnOnce(&Outbound) -> H,
     ) -> Self {
+        // The handshake's buffer must not stay with a connection that never speaks.
+        let unread = if unread.is_empty() { Vec::new() } else { unread };
         let mut connection = Self {
             handler: None,
             stream,
@@ -127,11 +129,13 @@ impl<H: Handler> Connection<H> {
     }
 
     /// Keeps what is left of `unread` after `used` bytes; an idle connection keeps no buffer.
-    fn keep_unread(&mut self, mut unread: Vec<u8>, used: usize) {
-        if used < unread.len() {
-            unread.drain(..used);
-            self.unread = unread;
-        }
+    fn keep_unread(&mut self, unread: Vec<u8>, used: usize) {
+        self.unread = match used {
+            // A frame that is not complete grows in place.
+            0 => unread,
+            // A copy, where little may be left of much: the rest may wait for long.
+            used => unread[used..].to_vec(),
+        };
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
