@@ -28,6 +28,7 @@ section! {
         /// Upgrade requests per second that this node takes. 0 = no limit.
         handshakes_per_second: u64 = "0" in "0"..="1000000" => Live;
         /// Upgrade requests that may be under way; the oldest is cut for a new one.
+        /// As many HTTP connections have a place beside them; one more is cut off at once.
         pending_handshakes: u64 = "4096" in "1"..="1000000" => Live;
         /// Rooms that one connection may be in.
         rooms_per_connection: u64 = "100" in "0"..="1000000" => Live;
