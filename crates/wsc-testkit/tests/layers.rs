@@ -37,8 +37,11 @@ fn picture() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("wsc-protocol", BTreeSet::new()),
         ("wsc-node", below_node.clone()),
         ("wsc-hub", below_hub),
-        ("wsc-server", BTreeSet::from(["wsc-hub"])),
-        ("wsc-examples", BTreeSet::from(["wsc-hub"])),
+        ("wsc-server", BTreeSet::from(["wsc-hub", "wsc-bench"])),
+        ("wsc-examples", BTreeSet::from(["wsc-hub", "wsc-client"])),
+        // A load tool: it measures the hub from outside, so it may know no more than what is on the wire.
+        ("wsc-bench", protocol.clone()),
+        ("wsc-bench-targets", BTreeSet::new()),
         ("wsc-client", protocol),
         // Nothing that is tested with it may wait for the node to compile, and it may not test a crate's own
         // types against a second copy of them.
@@ -52,7 +55,7 @@ const DEV_ONLY: &str = "wsc-testkit";
 
 /// The crates whose tests may use the test support. Those below the node may not: the testkit may be built on them,
 /// and the cycle would give them two copies of each of their types.
-const MAY_TEST_WITH: [&str; 5] = ["wsc-node", "wsc-hub", "wsc-server", "wsc-client", "wsc-examples"];
+const MAY_TEST_WITH: [&str; 6] = ["wsc-node", "wsc-hub", "wsc-server", "wsc-client", "wsc-examples", "wsc-bench"];
 
 /// One member of the workspace, as `cargo metadata` describes it.
 #[derive(Debug)]

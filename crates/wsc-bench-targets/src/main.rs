@@ -1,0 +1,5 @@
+//! Other servers.
+//!
+//! Being built.
+
+fn main() {}

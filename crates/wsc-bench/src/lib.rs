@@ -1,0 +1,3 @@
+//! The load tool.
+//!
+//! Being built.

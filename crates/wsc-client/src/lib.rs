@@ -1,0 +1,3 @@
+//! A client of the hub.
+//!
+//! Being built.
