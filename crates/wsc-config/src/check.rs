@@ -227,11 +227,6 @@ fn not_built_yet(settings: &Settings) -> Vec<Problem> {
             "callbacks.enable_webhooks",
             "cannot be switched on: webhooks are not built yet in this version".to_owned(),
         ),
-        (
-            settings.compression.enabled,
-            "compression.enabled",
-            "cannot be switched on: compression is not built yet in this version".to_owned(),
-        ),
     ];
     lines
         .into_iter()

@@ -190,10 +190,6 @@ fn what_is_not_built_is_refused_honestly() {
         &["wsc.callbacks.enable_webhooks: cannot be switched on: webhooks are not built yet in this version"],
     );
     refused(
-        "compression: {enabled: true}",
-        &["wsc.compression.enabled: cannot be switched on: compression is not built yet in this version"],
-    );
-    refused(
         "auth: {enabled: true}",
         &[
             "wsc.auth.enabled: cannot be switched on: authentication is not built yet in this version",

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 use wsc_delivery::{Retry, RetryBudget, RetryPolicy};
 use wsc_protocol::FailureReason;
-use wsc_transport::{QueuePolicy, Sent};
+use wsc_transport::{Encoded, QueuePolicy, Sent};
 
 use crate::{core::Core, ledger::Transit, session::Session};
 
@@ -80,7 +80,8 @@ impl Core {
                 }
                 core.retries.attempts.fetch_add(1, Relaxed);
                 full.retain(|session| {
-                    let sent = session.outbound.deliver(&frame, &mut || Some(transit.wait_on_one_more()));
+                    let sent =
+                        session.outbound.deliver(&Encoded::new(&frame), &mut || Some(transit.wait_on_one_more()));
                     if sent == Sent::Written {
                         transit.written();
                     }

@@ -10,7 +10,7 @@ use wsc_protocol::{
     ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, HubMessage, Id, MessageInfo, Priority, UserType,
     encode::Delivery,
 };
-use wsc_transport::{PublishError, Sent};
+use wsc_transport::{Encoded, PublishError, Sent};
 
 use crate::{
     core::Core,
@@ -110,7 +110,7 @@ impl Core {
             timestamp: now_ms(),
             priority: direct.priority,
         };
-        let fate = with_frame(|out| delivery.encode(out), |frame| self.deliver(direct, &delivery, &recipients, frame));
+        let fate = with_message(&delivery, |frame| self.deliver(direct, &delivery, &recipients, frame));
         let Some(fate) = fate else { return Ok(self.fail_offline(direct)) };
         if let Some(from) = direct.from.filter(|from| from.user.id.as_str() != direct.target) {
             Self::echo(from, &delivery, direct.target);
@@ -125,7 +125,7 @@ impl Core {
         direct: &Direct<'_>,
         delivery: &Delivery<'_>,
         recipients: &Recipients,
-        frame: &[u8],
+        frame: &Encoded<'_>,
     ) -> Option<Fate> {
         let ledger = self.fanouts.stats().ledger();
         let mut transit: Option<Arc<Transit>> = None;
@@ -151,10 +151,10 @@ impl Core {
         if written == 0 && !dropped.is_empty() && self.may_retry(FailureReason::QueueFull) {
             let transit = transit.get_or_insert_with(|| begin(&dropped[0].user.id));
             transit.wait_on_one_more();
-            self.retry(Arc::clone(transit), frame.to_vec(), std::mem::take(&mut dropped));
+            self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped));
         }
         for session in dropped {
-            session.outbound.tell_gap(frame.len());
+            session.outbound.tell_gap(frame.plain().len());
         }
         match transit {
             Some(transit) => {
@@ -188,16 +188,13 @@ impl Core {
     fn echo(from: &Arc<Session>, delivery: &Delivery<'_>, target: &str) {
         let Recipients::Many(sessions) = from.user.recipients() else { return };
         let delivery = Delivery { echo_target: Some(target), ..*delivery };
-        with_frame(
-            |out| delivery.encode(out),
-            |frame| {
-                for session in sessions.iter().filter(|s| !Arc::ptr_eq(s, from)) {
-                    if session.outbound.deliver(frame, &mut || None) == Sent::Dropped {
-                        session.outbound.tell_gap(frame.len());
-                    }
+        with_message(&delivery, |frame| {
+            for session in sessions.iter().filter(|s| !Arc::ptr_eq(s, from)) {
+                if session.outbound.deliver(frame, &mut || None) == Sent::Dropped {
+                    session.outbound.tell_gap(frame.plain().len());
                 }
-            },
-        );
+            }
+        });
     }
 
     /// Accepts a message that has nowhere to go.
@@ -287,7 +284,7 @@ impl Core {
             priority: Priority::Normal,
         };
         let except = exclude_seat.then_some(seat.slot);
-        let published = with_frame(|out| delivery.encode(out), |frame| room.fanout.publish(frame, except));
+        let published = with_message(&delivery, |frame| room.fanout.publish(frame, except));
         match published {
             Ok(recipients) => {
                 self.events.publish_with(EventType::MessageSent, || Event::MessageSent {
@@ -327,7 +324,7 @@ impl Core {
             timestamp: now_ms(),
             priority: Priority::Normal,
         };
-        let recipients = with_frame(|out| delivery.encode(out), |frame| self.publish_everywhere(user_type, |_| frame))?;
+        let recipients = with_message(&delivery, |frame| self.publish_everywhere(user_type, |_| frame))?;
         self.note_broadcast(&delivery, recipients);
         Ok((delivery.id, recipients))
     }
@@ -347,10 +344,10 @@ impl Core {
             priority: Priority::Normal,
         };
         let bare = with_frame(|out| out.extend_from_slice(text.as_bytes()), <[u8]>::to_vec);
-        let recipients = with_frame(
-            |out| delivery.encode(out),
-            |frame| self.publish_everywhere(None, |speaks_v1| if speaks_v1 { frame } else { &bare }),
-        )?;
+        let bare = Encoded::new(&bare);
+        let recipients = with_message(&delivery, |frame| {
+            self.publish_everywhere(None, |speaks_v1| if speaks_v1 { frame } else { &bare })
+        })?;
         self.note_broadcast(&delivery, recipients);
         Ok((delivery.id, recipients))
     }
@@ -358,7 +355,7 @@ impl Core {
     fn publish_everywhere<'f>(
         &self,
         user_type: Option<UserType>,
-        frame: impl Fn(bool) -> &'f [u8],
+        frame: impl Fn(bool) -> &'f Encoded<'f>,
     ) -> Result<usize, ErrorReply> {
         let mut recipients = 0;
         let mut refused = false;
@@ -387,6 +384,11 @@ impl Core {
             recipients: recipients as u64,
         });
     }
+}
+
+/// Encodes a message once, for all who get it.
+fn with_message<R>(delivery: &Delivery<'_>, send: impl FnOnce(&Encoded<'_>) -> R) -> R {
+    with_frame(|out| delivery.encode(out), |bytes| send(&Encoded::new(bytes)))
 }
 
 /// Sender of what a program pushes without naming one.

@@ -26,6 +26,7 @@ pub(crate) fn transport(settings: &Settings) -> TransportConfig {
         _ => QueuePolicy::Disconnect,
     };
     config.fanout_max_bytes = settings.rooms.max_pending_bytes.as_usize();
+    config.compression_threshold = settings.compression.enabled.then(|| settings.compression.threshold.as_usize());
     config
 }
 

@@ -39,6 +39,9 @@ pub struct TransportConfig {
     pub queue_policy: QueuePolicy,
     /// Most bytes that wait in one [`Fanout`](crate::Fanout) before publishers are refused; default 4 MiB.
     pub fanout_max_bytes: usize,
+    /// Whether new connections may agree on compression (permessage-deflate), and the smallest message in bytes that
+    /// is compressed for those that did; default `None`: not offered.
+    pub compression_threshold: Option<usize>,
 }
 
 impl Default for TransportConfig {
@@ -53,6 +56,7 @@ impl Default for TransportConfig {
             queue_max_bytes: 1 << 20,
             queue_policy: QueuePolicy::Disconnect,
             fanout_max_bytes: 4 << 20,
+            compression_threshold: None,
         }
     }
 }

@@ -18,7 +18,8 @@ use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, FailureReason};
 use crate::{
     config::QueuePolicy,
     connection::Stream,
-    frame::{self, close_frame},
+    frame::{self, Encoded, close_frame},
+    handshake::Extensions,
     outbound::{Sent, Settle},
     queue::{Class, Entry, Queue, Settled, gap_frame},
     shared::Shared,
@@ -45,8 +46,9 @@ pub(crate) struct Conn {
     pub(crate) tcp: Option<TcpStream>,
     /// When the peer was last heard of, in [`Shared::now`] ticks.
     pub(crate) last_read: AtomicU32,
-    /// When it was last pinged.
-    pub(crate) last_ping: AtomicU32,
+    /// When it was last pinged, but for the lowest bit: that says whether messages may be compressed. In a field of
+    /// its own this bit would cost every connection eight bytes.
+    last_ping: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -95,7 +97,12 @@ pub(crate) type Track<'t> = &'t mut dyn FnMut() -> Option<Arc<dyn Settle>>;
 
 impl Conn {
     /// A connection whose writers all wait until [`release`](Self::release), with the first bytes to write.
-    pub(crate) fn held(shared: Arc<Shared>, tcp: Option<TcpStream>, first: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn held(
+        shared: Arc<Shared>,
+        tcp: Option<TcpStream>,
+        first: Vec<u8>,
+        extensions: Extensions,
+    ) -> Arc<Self> {
         let now = shared.now();
         let mut settled = Settled::default();
         let mut queue = Queue::default();
@@ -118,7 +125,7 @@ impl Conn {
             shared,
             tcp,
             last_read: AtomicU32::new(now),
-            last_ping: AtomicU32::new(now),
+            last_ping: AtomicU32::new(now & !1 | u32::from(extensions.deflate)),
             state: Mutex::new(state),
         })
     }
@@ -126,6 +133,20 @@ impl Conn {
     /// Lets writers write.
     pub(crate) fn release(&self) {
         self.state.lock().writing = false;
+    }
+
+    /// Whether messages may be compressed in both directions.
+    pub(crate) fn deflates(&self) -> bool {
+        self.last_ping.load(Relaxed) & 1 == 1
+    }
+
+    /// The form in which this peer gets a frame.
+    pub(crate) fn form_of<'p>(&self, frame: &'p Encoded<'_>) -> Payload<'p> {
+        let threshold = self.shared.limits.compression_threshold();
+        match self.deflates().then(|| frame.packed(threshold)).flatten() {
+            Some(packed) => Payload::Borrowed(packed),
+            None => Payload::Borrowed(frame.plain()),
+        }
     }
 
     pub(crate) fn submit(
@@ -554,7 +575,7 @@ impl Conn {
                 }
                 drop(state);
                 if elapsed(self.last_ping.load(Relaxed), now) >= limits.ping_interval() {
-                    self.last_ping.store(now, Relaxed);
+                    self.last_ping.store(now & !1 | u32::from(self.deflates()), Relaxed);
                     self.submit(Payload::Shared(&frame::PING), Class::Control, 0, None, always);
                 }
             }

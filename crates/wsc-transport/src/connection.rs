@@ -169,6 +169,7 @@ impl<H: Handler> Connection<H> {
     /// Hands out the messages that `input` starts with. Returns how many bytes are done with.
     fn decode(&mut self, input: &mut [u8]) -> (usize, Turn) {
         let max_message_size = self.conn.shared.limits.max_message_size();
+        let deflate = self.conn.deflates();
         let mut used = 0;
         let mut messages = 0;
         while self.hearing == Hearing::Frames {
@@ -176,7 +177,7 @@ impl<H: Handler> Connection<H> {
                 self.has_more = true;
                 break;
             }
-            let (len, decoded) = self.decoder.decode(&mut input[used..], max_message_size);
+            let (len, decoded) = self.decoder.decode(&mut input[used..], max_message_size, deflate);
             used += len;
             let next = match decoded {
                 Decoded::Incomplete => {

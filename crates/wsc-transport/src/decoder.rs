@@ -12,7 +12,10 @@ use tungstenite::{
 };
 use wsc_protocol::CloseCode;
 
-use crate::frame::{Header, MAX_HEADER_LEN, OP_BINARY, OP_CLOSE, OP_CONTINUATION, OP_PONG, OP_TEXT, unmask};
+use crate::{
+    deflate,
+    frame::{Header, MAX_HEADER_LEN, OP_BINARY, OP_CLOSE, OP_CONTINUATION, OP_PONG, OP_TEXT, RSV1, unmask},
+};
 
 /// What the front of the input held.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub(crate) enum Decoded<'b> {
     Text(&'b str),
     /// A whole binary message.
     Binary(&'b [u8]),
-    /// A message that came in fragments.
+    /// A message that came in fragments, or compressed.
     Assembled(Message),
     /// A ping; the frame that answers it.
     Ping(Vec<u8>),
@@ -43,8 +46,12 @@ pub(crate) struct Violation {
 }
 
 impl Violation {
-    fn too_big(limit: usize) -> Self {
+    pub(crate) fn too_big(limit: usize) -> Self {
         Self { code: CloseCode::TOO_BIG, reason: format!("message is larger than {limit} bytes") }
+    }
+
+    pub(crate) fn not_utf8() -> Self {
+        Self { code: CloseCode::INVALID_PAYLOAD, reason: "text is not UTF-8".to_owned() }
     }
 }
 
@@ -55,15 +62,22 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Decodes the frame that `input` starts with. Returns how many bytes it took and what it held.
-    pub(crate) fn decode<'b>(&mut self, input: &'b mut [u8], max_message_size: usize) -> (usize, Decoded<'b>) {
+    /// Decodes the frame that `input` starts with, where `deflate` says whether messages may be compressed. Returns
+    /// how many bytes it took and what it held.
+    pub(crate) fn decode<'b>(
+        &mut self,
+        input: &'b mut [u8],
+        max_message_size: usize,
+        deflate: bool,
+    ) -> (usize, Decoded<'b>) {
         let Some(header) = Header::parse(input) else { return (0, Decoded::Incomplete) };
         // Judged by the announced length alone, before a byte of the payload is kept.
         if header.payload_len > max_message_size as u64 && header.opcode < OP_CLOSE {
             return (0, Decoded::Violation(Violation::too_big(max_message_size)));
         }
+        let is_packed = deflate && header.reserved == RSV1 && matches!(header.opcode, OP_TEXT | OP_BINARY);
         let malformed = header.mask.is_none()
-            || header.reserved != 0
+            || (header.reserved != 0 && !is_packed)
             || (header.opcode >= OP_CLOSE && (header.payload_len > 125 || !header.is_final))
             || !matches!(header.opcode, OP_CONTINUATION..=OP_BINARY | OP_CLOSE..=OP_PONG);
         if malformed {
@@ -77,12 +91,17 @@ impl Decoder {
         }
         let is_plain = header.is_final && self.assembly.is_none();
         match (header.opcode, header.mask) {
+            (opcode, Some(mask)) if is_plain && is_packed => {
+                let payload = &mut input[header.len..total];
+                unmask(payload, mask);
+                (total, unpacked(opcode, payload, max_message_size))
+            }
             (OP_TEXT, Some(mask)) if is_plain => {
                 let payload = &mut input[header.len..total];
                 unmask(payload, mask);
                 let decoded = match std::str::from_utf8(payload) {
                     Ok(text) => Decoded::Text(text),
-                    Err(_) => Decoded::Violation(violation(&Error::Utf8(String::new()))),
+                    Err(_) => Decoded::Violation(Violation::not_utf8()),
                 };
                 (total, decoded)
             }
@@ -93,14 +112,26 @@ impl Decoder {
             }
             (OP_PONG, _) => (total, Decoded::Nothing),
             (opcode, _) => {
-                let decoded = self.assembly(max_message_size).feed(&input[..total]);
+                if is_packed {
+                    // tungstenite knows no compression: to it these are fragments of any bytes.
+                    input[0] = input[0] & 0x80 | OP_BINARY;
+                }
+                let assembly = self.assembly(max_message_size);
+                let mut decoded = assembly.feed(&input[..total]);
+                if let (Decoded::Assembled(message), Some(opcode)) = (&decoded, assembly.packed) {
+                    decoded = unpacked(opcode, &message.clone().into_data(), max_message_size);
+                }
                 let in_fragments = match opcode {
                     OP_TEXT | OP_BINARY | OP_CONTINUATION => !header.is_final,
-                    _ => self.assembly.as_ref().is_some_and(|a| a.in_fragments),
+                    _ => assembly.in_fragments,
                 };
-                match &mut self.assembly {
-                    Some(assembly) if in_fragments => assembly.in_fragments = true,
-                    _ => self.assembly = None,
+                if in_fragments {
+                    assembly.in_fragments = true;
+                    if is_packed {
+                        assembly.packed = Some(opcode);
+                    }
+                } else {
+                    self.assembly = None;
                 }
                 (total, decoded)
             }
@@ -117,6 +148,8 @@ impl Decoder {
 struct Assembly {
     context: WebSocketContext,
     in_fragments: bool,
+    /// What the message's first frame was, where it is compressed.
+    packed: Option<u8>,
 }
 
 impl Assembly {
@@ -125,7 +158,7 @@ impl Assembly {
             .read_buffer_size(READ_BUFFER_SIZE)
             .max_message_size(Some(max_message_size))
             .max_frame_size(Some(max_message_size.max(125)));
-        Self { context: WebSocketContext::new(Role::Server, Some(config)), in_fragments: false }
+        Self { context: WebSocketContext::new(Role::Server, Some(config)), in_fragments: false, packed: None }
     }
 
     /// Gives the context one whole frame.
@@ -169,11 +202,18 @@ impl Assembly {
     }
 }
 
+fn unpacked<'b>(opcode: u8, payload: &[u8], max_message_size: usize) -> Decoded<'b> {
+    match deflate::unpack(opcode, payload, max_message_size) {
+        Ok(message) => Decoded::Assembled(message),
+        Err(violation) => Decoded::Violation(violation),
+    }
+}
+
 /// Which close code an error of tungstenite's stands for.
 fn violation(error: &Error) -> Violation {
     let (code, reason) = match error {
         Error::Capacity(e) => (CloseCode::TOO_BIG, e.to_string()),
-        Error::Utf8(_) => (CloseCode::INVALID_PAYLOAD, "text is not UTF-8".to_owned()),
+        Error::Utf8(_) => return Violation::not_utf8(),
         Error::Protocol(e) => (CloseCode::PROTOCOL_ERROR, e.to_string()),
         e => (CloseCode::PROTOCOL_ERROR, e.to_string()),
     };
@@ -238,14 +278,14 @@ mod tests {
     }
 
     /// Everything that a stream of bytes holds, as text, when it arrives in these pieces.
-    fn decode_in_pieces<'p>(pieces: impl IntoIterator<Item = &'p [u8]>, max: usize) -> Vec<String> {
+    fn decode_in_pieces<'p>(pieces: impl IntoIterator<Item = &'p [u8]>, max: usize, deflate: bool) -> Vec<String> {
         let mut decoder = Decoder::default();
         let mut buffer: Vec<u8> = Vec::new();
         let mut seen = Vec::new();
         for piece in pieces {
             buffer.extend_from_slice(piece);
             loop {
-                let (used, decoded) = decoder.decode(&mut buffer, max);
+                let (used, decoded) = decoder.decode(&mut buffer, max, deflate);
                 let done = match decoded {
                     Decoded::Incomplete => true,
                     Decoded::Nothing => false,
@@ -289,7 +329,7 @@ mod tests {
     }
 
     fn decode(bytes: &[u8]) -> Vec<String> {
-        decode_in_pieces([bytes], 1000)
+        decode_in_pieces([bytes], 1000, false)
     }
 
     #[test]
@@ -352,7 +392,7 @@ mod tests {
 
     fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         let first = prop_oneof![
-            4 => prop::sample::select(vec![0x81_u8, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8A]),
+            4 => prop::sample::select(vec![0x81_u8, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8A, 0xC1, 0x41]),
             1 => any::<u8>(),
         ];
         (first, prop::collection::vec(prop_oneof![Just(b'a'), any::<u8>()], 0..140)).prop_map(|(f, p)| frame(f, &p))
@@ -363,13 +403,14 @@ mod tests {
         fn any_split_gives_the_same_messages(
             frames in prop::collection::vec(any_frame(), 0..12),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
+            deflate: bool,
         ) {
             let stream = frames.concat();
             let mut cuts: Vec<usize> = cuts.iter().map(|c| c.index(stream.len() + 1)).collect();
             cuts.extend([0, stream.len()]);
             cuts.sort_unstable();
             let pieces = cuts.windows(2).map(|w| &stream[w[0]..w[1]]);
-            prop_assert_eq!(decode_in_pieces(pieces, 100), decode_in_pieces([&stream[..]], 100));
+            prop_assert_eq!(decode_in_pieces(pieces, 100, deflate), decode_in_pieces([&stream[..]], 100, deflate));
         }
 
         #[test]

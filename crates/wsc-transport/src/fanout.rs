@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::{
     config::QueuePolicy,
     flusher::{Flush, Flusher, Flushers},
+    frame::Encoded,
     ledger::Tally,
     outbound::{Outbound, Sent},
     service::FanoutReport,
@@ -111,6 +112,7 @@ impl<M: Member> Fanout<M> {
                 closed: false,
             }),
             departures: AtomicU64::new(0),
+            unpackers: AtomicUsize::new(0),
             round: Mutex::new(None),
         }))
     }
@@ -129,6 +131,9 @@ impl<M: Member> Fanout<M> {
         }
         if max.is_some_and(|max| state.len >= max) {
             return Err(JoinError::Full);
+        }
+        if unpacks(&member) {
+            self.0.unpackers.fetch_add(1, Ordering::Relaxed);
         }
         let seat = Some(Seat { member, joined_at: state.next_seq });
         state.len += 1;
@@ -149,7 +154,10 @@ impl<M: Member> Fanout<M> {
     pub fn leave(&self, slot: Slot) -> usize {
         let mut state = self.0.state.lock();
         let left = state.seats.get_mut(slot as usize).and_then(Option::take);
-        if left.is_some() {
+        if let Some(seat) = &left {
+            if unpacks(&seat.member) {
+                self.0.unpackers.fetch_sub(1, Ordering::Relaxed);
+            }
             state.len -= 1;
             state.free.push(slot);
             self.0.departures.fetch_add(1, Ordering::Release);
@@ -170,12 +178,17 @@ impl<M: Member> Fanout<M> {
     /// # Errors
     ///
     /// [`PublishError::Full`] where too much is pending, [`PublishError::Closed`] after [`close`](Self::close).
-    pub fn publish(&self, frame: &[u8], except: Option<Slot>) -> Result<usize, PublishError> {
+    pub fn publish(&self, frame: &Encoded<'_>, except: Option<Slot>) -> Result<usize, PublishError> {
+        // Who joins meanwhile gets the plain frame, as it may.
+        let packed = match self.0.unpackers.load(Ordering::Relaxed) {
+            0 => None,
+            _ => frame.packed(self.0.shared.limits.compression_threshold()),
+        };
         let mut state = self.0.state.lock();
         // Who is excepted may have left meanwhile.
         let is_seated = |slot: Slot| state.seats.get(slot as usize).is_some_and(Option::is_some);
         let recipients = state.len - usize::from(except.is_some_and(is_seated));
-        self.append(&mut state, frame, except, recipients)?;
+        self.append(&mut state, frame.plain(), packed, except, recipients)?;
         let schedule = recipients > 0 && !std::mem::replace(&mut state.scheduled, true);
         drop(state);
         if schedule {
@@ -192,7 +205,7 @@ impl<M: Member> Fanout<M> {
             return None;
         }
         let members: Vec<M> = state.seats.iter().flatten().map(|s| s.member.clone()).collect();
-        state.pending.push(frame, except, 0);
+        state.pending.push(frame, None, except, 0);
         state.pending.has_notice = true;
         state.next_seq += 1;
         let schedule = state.len > 0 && !std::mem::replace(&mut state.scheduled, true);
@@ -240,14 +253,15 @@ impl<M: Member> Fanout<M> {
         &self,
         state: &mut State<M>,
         frame: &[u8],
+        packed: Option<&[u8]>,
         except: Option<Slot>,
         recipients: usize,
     ) -> Result<(), PublishError> {
         if state.closed {
             return Err(PublishError::Closed);
         }
-        let pending = &state.pending;
-        if !pending.bytes.is_empty() && pending.bytes.len() + frame.len() > self.0.shared.limits.fanout_max_bytes() {
+        let waiting = state.pending.bytes();
+        if waiting > 0 && waiting + frame.len() > self.0.shared.limits.fanout_max_bytes() {
             return Err(PublishError::Full);
         }
         if recipients > 0 {
@@ -256,7 +270,7 @@ impl<M: Member> Fanout<M> {
                 tally.accepted += pairs;
                 tally.in_flight += pairs;
             });
-            state.pending.push(frame, except, recipients as u64);
+            state.pending.push(frame, packed, except, recipients as u64);
             state.next_seq += 1;
         }
         Ok(())
@@ -275,6 +289,8 @@ struct Inner<M: Member> {
     state: Mutex<State<M>>,
     /// Counts members that left: while it stands still, a copied slice of the members is true.
     departures: AtomicU64,
+    /// How many members agreed to compression.
+    unpackers: AtomicUsize,
     /// The round in progress; only the flusher touches it.
     round: Mutex<Option<Round>>,
 }
@@ -306,12 +322,31 @@ struct Slice<M> {
     departures: u64,
 }
 
-/// Frames that wait for the next round, back to back.
-#[derive(Debug, Default)]
-struct Pending {
+fn unpacks<M: Member>(member: &M) -> bool {
+    member.outbound().0.deflates()
+}
+
+/// Whole frames, back to back.
+#[derive(Clone, Debug, Default)]
+struct Frames {
     bytes: Vec<u8>,
     /// Where each frame ends.
     ends: Vec<u32>,
+}
+
+impl Frames {
+    fn push(&mut self, frame: &[u8]) {
+        self.bytes.extend_from_slice(frame);
+        self.ends.push(self.bytes.len() as u32);
+    }
+}
+
+/// Frames that wait for the next round.
+#[derive(Debug, Default)]
+struct Pending {
+    plain: Frames,
+    /// The same messages for members that agreed to compression; `None` where there is nothing compressed in it.
+    packed: Option<Frames>,
     /// Which frame is not for whom.
     excluded: Vec<(Slot, u32)>,
     /// How many deliveries all frames are.
@@ -321,21 +356,68 @@ struct Pending {
 }
 
 impl Pending {
-    fn push(&mut self, frame: &[u8], except: Option<Slot>, recipients: u64) {
-        self.bytes.extend_from_slice(frame);
-        if let Some(slot) = except {
-            self.excluded.push((slot, self.ends.len() as u32));
+    fn push(&mut self, frame: &[u8], packed: Option<&[u8]>, except: Option<Slot>, recipients: u64) {
+        if packed.is_some() && self.packed.is_none() {
+            self.packed = Some(self.plain.clone());
         }
-        self.ends.push(self.bytes.len() as u32);
+        if let Some(frames) = &mut self.packed {
+            frames.push(packed.unwrap_or(frame));
+        }
+        if let Some(slot) = except {
+            self.excluded.push((slot, self.plain.ends.len() as u32));
+        }
+        self.plain.push(frame);
         self.deliveries += recipients;
+    }
+
+    fn bytes(&self) -> usize {
+        self.plain.bytes.len() + self.packed.as_ref().map_or(0, |frames| frames.bytes.len())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.plain.ends.is_empty()
+    }
+}
+
+/// Frames that members share.
+#[derive(Debug)]
+struct Joined {
+    bytes: Bytes,
+    ends: Vec<u32>,
+}
+
+impl From<Frames> for Joined {
+    fn from(frames: Frames) -> Self {
+        Self { bytes: frames.bytes.into(), ends: frames.ends }
+    }
+}
+
+impl Joined {
+    fn start_of(&self, frame: usize) -> usize {
+        if frame == 0 { 0 } else { self.ends[frame - 1] as usize }
+    }
+
+    /// The frames from `first` on without those in `but`, which are in order.
+    fn without(&self, first: usize, but: &[usize]) -> Bytes {
+        let mut at = self.start_of(first);
+        if but.is_empty() {
+            return self.bytes.slice(at..);
+        }
+        let mut share = Vec::with_capacity(self.bytes.len() - at);
+        for &frame in but {
+            share.extend_from_slice(&self.bytes[at..self.start_of(frame)]);
+            at = self.ends[frame] as usize;
+        }
+        share.extend_from_slice(&self.bytes[at..]);
+        share.into()
     }
 }
 
 /// All that was pending at one moment, on its way to the members.
 #[derive(Debug)]
 struct Round {
-    bytes: Bytes,
-    ends: Vec<u32>,
+    plain: Joined,
+    packed: Option<Joined>,
     /// Sorted by slot.
     excluded: Vec<(Slot, u32)>,
     has_notice: bool,
@@ -349,12 +431,12 @@ struct Round {
 
 impl Round {
     fn new(pending: Pending, next_seq: u64) -> Self {
-        let Pending { bytes, ends, mut excluded, deliveries, has_notice } = pending;
+        let Pending { plain, packed, mut excluded, deliveries, has_notice } = pending;
         excluded.sort_unstable();
         Self {
-            bytes: bytes.into(),
-            first_seq: next_seq - ends.len() as u64,
-            ends,
+            first_seq: next_seq - plain.ends.len() as u64,
+            plain: plain.into(),
+            packed: packed.map(Joined::from),
             excluded,
             has_notice,
             next_slot: 0,
@@ -364,31 +446,26 @@ impl Round {
         }
     }
 
+    fn frames(&self) -> usize {
+        self.plain.ends.len()
+    }
+
     /// The frames for one member and how many deliveries they are.
-    fn share(&self, slot: Slot, joined_at: u64) -> Option<(Bytes, u32)> {
-        let first = joined_at.saturating_sub(self.first_seq) as usize;
-        if first >= self.ends.len() {
-            return None;
-        }
-        let start_of = |frame: usize| if frame == 0 { 0 } else { self.ends[frame - 1] as usize };
-        let frames = self.ends.len() - first;
+    fn share<M: Member>(&self, slot: Slot, seat: &Seat<M>) -> Option<(Bytes, u32)> {
+        let first = seat.joined_at.saturating_sub(self.first_seq) as usize;
         let from = self.excluded.partition_point(|&(s, f)| (s, f) < (slot, first as u32));
         let own = self.excluded[from..].iter().take_while(|&&(s, _)| s == slot).map(|&(_, f)| f as usize);
         let own: Vec<usize> = own.collect();
-        if own.is_empty() {
-            let deliveries = frames - usize::from(self.has_notice);
-            return Some((self.bytes.slice(start_of(first)..), deliveries as u32));
+        let frames = self.frames().saturating_sub(first + own.len());
+        if frames == 0 {
+            return None;
         }
-        let mut share = Vec::with_capacity(self.bytes.len() - start_of(first));
-        let mut at = start_of(first);
-        for &frame in &own {
-            share.extend_from_slice(&self.bytes[at..start_of(frame)]);
-            at = self.ends[frame] as usize;
-        }
-        share.extend_from_slice(&self.bytes[at..]);
-        let frames = frames - own.len();
-        let has_notice = self.has_notice && own.last() != Some(&(self.ends.len() - 1));
-        (frames > 0).then(|| (share.into(), (frames - usize::from(has_notice)) as u32))
+        let joined = match &self.packed {
+            Some(packed) if unpacks(&seat.member) => packed,
+            _ => &self.plain,
+        };
+        let has_notice = self.has_notice && own.last() != Some(&(self.frames() - 1));
+        Some((joined.without(first, &own), (frames - usize::from(has_notice)) as u32))
     }
 }
 
@@ -424,7 +501,7 @@ impl<M: Member> Inner<M> {
             tally.conn_closed += lost as i64;
         });
         self.flusher.report(FanoutReport {
-            frames: round.ends.len() as u32,
+            frames: round.frames() as u32,
             members: round.members,
             duration: round.started.elapsed(),
         });
@@ -439,7 +516,7 @@ impl<M: Member> Flush for Inner<M> {
             none => {
                 let mut state = self.state.lock();
                 let pending = std::mem::take(&mut state.pending);
-                if pending.ends.is_empty() {
+                if pending.is_empty() {
                     state.scheduled = false;
                     return (0, false);
                 }
@@ -452,7 +529,7 @@ impl<M: Member> Flush for Inner<M> {
             self.finish(round);
             *current = None;
             let mut state = self.state.lock();
-            if state.pending.ends.is_empty() {
+            if state.pending.is_empty() {
                 state.scheduled = false;
                 if state.closed {
                     let seats = std::mem::take(&mut state.seats);
@@ -469,7 +546,7 @@ impl<M: Member> Flush for Inner<M> {
         // The slice's pairs enter the ledger together.
         let mut slice = Tally::default();
         for (slot, seat) in seats {
-            let Some((frames, deliveries)) = round.share(slot, seat.joined_at) else { continue };
+            let Some((frames, deliveries)) = round.share(slot, &seat) else { continue };
             let is_member = || self.departures.load(Ordering::Acquire) == departures || self.is_seated(slot, &seat);
             let Some(sent) = seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member) else { continue };
             let pairs = i64::from(deliveries);
@@ -499,7 +576,7 @@ mod tests {
     use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
     use super::*;
-    use crate::{config::TransportConfig, conn::Conn};
+    use crate::{config::TransportConfig, conn::Conn, handshake::Extensions};
 
     /// One broadcast is encoded once: whoever has to wait for it holds a reference to the same bytes.
     #[tokio::test]
@@ -509,12 +586,13 @@ mod tests {
         let stop = CancellationToken::new();
         let flushers = Flushers::spawn(&report, &TaskTracker::new(), &stop);
         let fanout = Fanout::new(flushers.next(), Arc::clone(&shared));
-        let members: Vec<_> =
-            (0..10_000).map(|_| Outbound(Conn::held(Arc::clone(&shared), None, Vec::new()))).collect();
+        let members: Vec<_> = (0..10_000)
+            .map(|_| Outbound(Conn::held(Arc::clone(&shared), None, Vec::new(), Extensions::default())))
+            .collect();
         for member in &members {
             fanout.join(member.clone(), None).unwrap();
         }
-        assert_eq!(fanout.publish(b"\x81\x02hi", None), Ok(10_000));
+        assert_eq!(fanout.publish(&Encoded::new(b"\x81\x02hi"), None), Ok(10_000));
         while fanout.0.flush(64).1 {}
         let first = members[0].0.first_queued().unwrap();
         assert_eq!(&first[..], b"\x81\x02hi");

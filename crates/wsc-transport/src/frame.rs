@@ -1,15 +1,20 @@
 //! Frames of RFC 6455 §5.2: reading headers, unmasking, writing.
 
-use std::ops::Range;
+use std::{cell::OnceCell, ops::Range};
 
 use bytes::Bytes;
 use wsc_protocol::CloseReason;
+
+use crate::deflate;
 
 pub(crate) const OP_CONTINUATION: u8 = 0x0;
 pub(crate) const OP_TEXT: u8 = 0x1;
 pub(crate) const OP_BINARY: u8 = 0x2;
 pub(crate) const OP_CLOSE: u8 = 0x8;
 pub(crate) const OP_PONG: u8 = 0xA;
+
+/// The reserved bit that says "compressed" (RFC 7692 §6).
+pub(crate) const RSV1: u8 = 0x40;
 
 /// The heartbeat: a ping without payload, the same bytes for everybody.
 pub(crate) const PING: Bytes = Bytes::from_static(&[0x89, 0x00]);
@@ -118,6 +123,37 @@ pub fn text_frame(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> &[u
     let start = MAX_SERVER_HEADER_LEN - len;
     buffer[start..MAX_SERVER_HEADER_LEN].copy_from_slice(&header[start..]);
     &buffer[start..]
+}
+
+/// One unmasked, final frame.
+pub(crate) fn data_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let (header, len) = header_of(opcode, payload.len());
+    [&header[MAX_SERVER_HEADER_LEN - len..], payload].concat()
+}
+
+/// One encoded message on its way to receivers of which some agreed to compression: for all of them it is
+/// compressed at most once.
+#[derive(Debug)]
+pub struct Encoded<'f> {
+    plain: &'f [u8],
+    packed: OnceCell<Option<Vec<u8>>>,
+}
+
+impl<'f> Encoded<'f> {
+    /// `bytes` is one whole, unmasked data frame, as [`text_frame`] makes it.
+    pub fn new(bytes: &'f [u8]) -> Self {
+        Self { plain: bytes, packed: OnceCell::new() }
+    }
+
+    /// The frame as it was encoded.
+    pub fn plain(&self) -> &'f [u8] {
+        self.plain
+    }
+
+    /// The frame with its payload compressed; `None` where that is shorter than `threshold` or does not shrink.
+    pub(crate) fn packed(&self, threshold: usize) -> Option<&[u8]> {
+        self.packed.get_or_init(|| deflate::pack(self.plain, threshold)).as_deref()
+    }
 }
 
 /// A close frame with the code and the reason's JSON (protocol §2, *Close codes*).

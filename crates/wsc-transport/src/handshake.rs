@@ -27,9 +27,11 @@ use wsc_protocol::{CloseReason, ErrorCode};
 use crate::{
     conn::Conn,
     connection::{Connection, Stream},
+    deflate,
     frame::close_frame,
     replay::Replay,
     service::{Admission, Peer, Service},
+    shared::Limits,
     stats::count,
     transport::Inner,
 };
@@ -58,6 +60,25 @@ pub fn upgrade_response<B>(
             Err(Box::new(response))
         }
         Err(e) => Err(Box::new(refusal(StatusCode::BAD_REQUEST, &e.to_string()))),
+    }
+}
+
+/// What a client and the transport agreed on beyond RFC 6455; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extensions {
+    /// permessage-deflate.
+    pub(crate) deflate: bool,
+}
+
+impl Extensions {
+    /// Agrees on what the request offers and the settings allow, and says so in the response.
+    pub(crate) fn agree<B>(limits: &Limits, request: &Request<B>, response: &mut Response<()>) -> Self {
+        if !limits.offers_compression() {
+            return Self::default();
+        }
+        let Some(answer) = deflate::negotiate(request.headers()) else { return Self::default() };
+        response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
+        Self { deflate: true }
     }
 }
 
@@ -268,13 +289,17 @@ async fn decide<S: Service>(
             return Ok(Outcome::Over);
         }
     };
-    let Ok(response) = upgrade_response(&request, subprotocol) else { return Ok(Outcome::Over) };
+    let Ok(mut response) = upgrade_response(&request, subprotocol) else { return Ok(Outcome::Over) };
+    let extensions = match &ticket {
+        Some(_) => Extensions::agree(&transport.shared.limits, &request, &mut response),
+        None => Extensions::default(),
+    };
     let mut answer = Vec::with_capacity(192);
     tungstenite::handshake::server::write_response(&mut answer, &response).map_err(io::Error::other)?;
     match (ticket, close) {
         (Some(ticket), _) => {
             bytes.drain(..end);
-            let connection = open(transport, stream, answer, bytes, ticket);
+            let connection = open(transport, stream, answer, bytes, extensions, ticket);
             Ok(Outcome::Open(Box::new(connection)))
         }
         (None, close) => {
@@ -290,13 +315,14 @@ pub(crate) fn open<S: Service>(
     stream: Transfer,
     answer: Vec<u8>,
     unread: Vec<u8>,
+    extensions: Extensions,
     ticket: S::Ticket,
 ) -> Connection<S::Handler> {
     let (tcp, stream) = match stream {
         Transfer::Tcp(tcp) => (Some(tcp), None),
         Transfer::Stream(stream) => (None, Some(stream)),
     };
-    let conn = Conn::held(Arc::clone(&transport.shared), tcp, answer);
+    let conn = Conn::held(Arc::clone(&transport.shared), tcp, answer, extensions);
     Connection::open(conn, stream, unread, |outbound| transport.service.open(ticket, outbound))
 }
 

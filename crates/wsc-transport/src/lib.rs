@@ -60,9 +60,13 @@ mod config;
 mod conn;
 mod connection;
 mod decoder;
+mod deflate;
 mod fanout;
 mod flusher;
 mod frame;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod ledger;
 mod outbound;
@@ -77,8 +81,8 @@ mod transport;
 pub use config::{QueuePolicy, TransportConfig};
 pub use connection::{AsyncStream, Stream};
 pub use fanout::{Fanout, Fanouts, JoinError, Member, PublishError, Slot};
-pub use frame::text_frame;
-pub use handshake::{upgrade_response, wants_upgrade};
+pub use frame::{Encoded, text_frame};
+pub use handshake::{Extensions, upgrade_response, wants_upgrade};
 pub use ledger::{Ledger, Tally};
 pub use outbound::{Outbound, Sent, Settle};
 pub use service::{Admission, FanoutReport, Handler, Message, Next, Peer, Service};

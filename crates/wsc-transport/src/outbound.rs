@@ -7,6 +7,7 @@ use wsc_protocol::{CloseReason, DisconnectReason, FailureReason};
 
 use crate::{
     conn::{Conn, Payload, always},
+    frame::Encoded,
     queue::Class,
 };
 
@@ -39,7 +40,8 @@ pub struct Outbound(pub(crate) Arc<Conn>);
 impl Outbound {
     /// Sends a reply or notice: never dropped; where it does not fit, the connection is closed with 3008.
     pub fn send(&self, frame: &[u8]) -> Sent {
-        self.0.submit(Payload::Borrowed(frame), Class::Must, 0, None, always).unwrap_or(Sent::Closed)
+        let frame = Encoded::new(frame);
+        self.0.submit(self.0.form_of(&frame), Class::Must, 0, None, always).unwrap_or(Sent::Closed)
     }
 
     /// Sends one message, which the queue's policy may drop.
@@ -48,8 +50,8 @@ impl Outbound {
     /// anything. The message is not part of
     /// the [`Ledger`](crate::Ledger)'s sums by itself, as those of fan-outs are, nor is it part of a gap where it is
     /// [`Sent::Dropped`]: see [`tell_gap`](Self::tell_gap).
-    pub fn deliver(&self, frame: &[u8], track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>) -> Sent {
-        self.0.submit(Payload::Borrowed(frame), Class::Plain, 0, Some(track), always).unwrap_or(Sent::Closed)
+    pub fn deliver(&self, frame: &Encoded<'_>, track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>) -> Sent {
+        self.0.submit(self.0.form_of(frame), Class::Plain, 0, Some(track), always).unwrap_or(Sent::Closed)
     }
 
     /// Sends `deliveries` whole frames that other connections get too; they share the bytes. Nothing is sent where

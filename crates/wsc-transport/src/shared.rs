@@ -79,6 +79,8 @@ pub(crate) struct Limits {
     max_message_size: AtomicUsize,
     queue_max_bytes: AtomicUsize,
     fanout_max_bytes: AtomicUsize,
+    /// [`OFF`] where compression is.
+    compression_threshold: AtomicUsize,
     pending_handshakes: AtomicUsize,
     queue_policy: AtomicU8,
     handshake_timeout: AtomicU32,
@@ -93,6 +95,7 @@ impl Limits {
             max_message_size: AtomicUsize::default(),
             queue_max_bytes: AtomicUsize::default(),
             fanout_max_bytes: AtomicUsize::default(),
+            compression_threshold: AtomicUsize::default(),
             pending_handshakes: AtomicUsize::default(),
             queue_policy: AtomicU8::default(),
             handshake_timeout: AtomicU32::default(),
@@ -108,6 +111,7 @@ impl Limits {
         self.max_message_size.store(config.max_message_size, Relaxed);
         self.queue_max_bytes.store(config.queue_max_bytes, Relaxed);
         self.fanout_max_bytes.store(config.fanout_max_bytes, Relaxed);
+        self.compression_threshold.store(config.compression_threshold.unwrap_or(OFF), Relaxed);
         self.pending_handshakes.store(config.pending_handshakes, Relaxed);
         self.queue_policy.store(config.queue_policy as u8, Relaxed);
         self.handshake_timeout.store(millis(config.handshake_timeout), Relaxed);
@@ -126,6 +130,16 @@ impl Limits {
 
     pub(crate) fn fanout_max_bytes(&self) -> usize {
         self.fanout_max_bytes.load(Relaxed)
+    }
+
+    /// The smallest payload that is compressed; none is so large where compression is off.
+    pub(crate) fn compression_threshold(&self) -> usize {
+        self.compression_threshold.load(Relaxed)
+    }
+
+    /// Whether new connections may agree on compression.
+    pub(crate) fn offers_compression(&self) -> bool {
+        self.compression_threshold() != OFF
     }
 
     pub(crate) fn pending_handshakes(&self) -> usize {
@@ -157,6 +171,8 @@ impl Limits {
         self.pong_timeout.load(Relaxed)
     }
 }
+
+const OFF: usize = usize::MAX;
 
 /// A quarter of the range of the tick counter: sums of two stay comparable.
 fn millis(duration: Duration) -> u32 {

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, Response};
 use parking_lot::RwLock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -20,7 +21,7 @@ use crate::{
     connection::{Connection, Stream, abort_all, close_all},
     fanout::{Fanout, Fanouts, Member},
     flusher::Flushers,
-    handshake::{Handshake, PendingHandshakes, Transfer, farewell, handshake, open},
+    handshake::{Extensions, Handshake, PendingHandshakes, Transfer, farewell, handshake, open},
     service::{FanoutReport, Peer, Service},
     shared::Shared,
     stats::TransportStats,
@@ -106,13 +107,19 @@ impl<S: Service> Transport<S> {
         *self.0.tls.write() = Some(tls.acceptor());
     }
 
+    /// Agrees on what an upgrade request offers beyond RFC 6455 and says so in the response to it, which is about to
+    /// be sent. For connections that are [adopted](Self::adopt) afterwards.
+    pub fn agree<B>(&self, request: &Request<B>, response: &mut Response<()>) -> Extensions {
+        Extensions::agree(&self.0.shared.limits, request, response)
+    }
+
     /// Takes over a connection that somebody else accepted and upgraded, and serves it in a task of its own.
     /// `unread` is what has been read behind the request's head. After a [`shutdown`](Self::shutdown) it is dropped.
-    pub fn adopt(&self, stream: Adopted, unread: Vec<u8>, ticket: S::Ticket) {
+    pub fn adopt(&self, stream: Adopted, unread: Vec<u8>, extensions: Extensions, ticket: S::Ticket) {
         if self.0.abort.is_cancelled() {
             return;
         }
-        let connection = open(&self.0, stream.into(), Vec::new(), unread, ticket);
+        let connection = open(&self.0, stream.into(), Vec::new(), unread, extensions, ticket);
         self.spawn(Task::Open(connection));
     }
 

@@ -152,11 +152,12 @@ section! {
 }
 
 section! {
-    /// Compression on the wire (permessage-deflate). Not built yet in this version.
+    /// Compression on the wire: permessage-deflate (RFC 7692), each message by itself. Saves bandwidth, costs CPU;
+    /// with TLS, do not compress secrets beside text that a stranger chose.
     pub struct CompressionSettings [compression] {
-        /// Whether compression is offered to new connections.
+        /// Whether new connections may agree on compression.
         enabled: bool = "false" => Live;
-        /// Smallest message that is compressed.
+        /// Smallest message that is compressed on its way out.
         threshold: ByteSize = "1KiB" in "0B"..="64MiB" => Live;
     }
 }

@@ -39,14 +39,15 @@ pub(crate) async fn ws(Extension(via): Extension<Via>, request: Request) -> Resu
         Admission::Close { close, subprotocol } => (Err(close), subprotocol),
         Admission::Refuse(response) => return Ok(response.map(Body::from)),
     };
-    let response = upgrade_response(&request, subprotocol).map_err(|_| ErrorCode::ServerError)?;
+    let mut response = upgrade_response(&request, subprotocol).map_err(|_| ErrorCode::ServerError)?;
+    let fate = fate.map(|ticket| (ticket, hub.inner().transport.agree(&request, &mut response)));
     // A task of its own, and a short one: it hands the bare socket over and keeps nothing of the HTTP connection.
     via.core.tasks.spawn(async move {
         let Ok(upgraded) = on_upgrade.await else { return };
         let (stream, unread) = taken(upgraded);
         let transport = &hub.inner().transport;
         match fate {
-            Ok(ticket) => transport.adopt(stream, unread, ticket),
+            Ok((ticket, extensions)) => transport.adopt(stream, unread, extensions, ticket),
             Err(close) => transport.adopt_and_close(stream, close),
         }
     });

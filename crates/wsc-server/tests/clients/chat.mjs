@@ -1,7 +1,7 @@
-// Talks to a hub with npm's `ws`: node chat.mjs http://127.0.0.1:8080
+// Talks to a hub with npm's `ws`: node chat.mjs http://127.0.0.1:8080 [compressed]
 //
-// The hub runs with its default settings and authentication off. Exits 0 when everything was as docs/protocol.md
-// says, else prints what differed and exits 1. Ids carry the process id, so that a hub may be used twice.
+// The hub runs with its default settings and authentication off; with `compressed`, with `compression.enabled`. Exits 0
+// when everything was as docs/protocol.md says, else prints what differed and exits 1. Ids carry the process id, so that a hub may be used twice.
 
 import process from 'node:process';
 import { Differs, expect, load, run } from './tools.mjs';
@@ -10,6 +10,7 @@ const WebSocket = load('ws');
 
 const STEP_MS = 10000;
 const RUN = process.pid;
+const COMPRESSED = process.argv.includes('compressed');
 
 function patiently(what, promise) {
   let timer;
@@ -42,6 +43,7 @@ class Client {
       });
       socket.on('error', reject);
     }));
+    expect('compression agreed on', socket.extensions.includes('permessage-deflate'), COMPRESSED);
     client.hello = (await client.receive('connected')).data;
     return client;
   }

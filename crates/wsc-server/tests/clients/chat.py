@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Talks to a hub with Python's `websockets`: python chat.py http://127.0.0.1:8080
+"""Talks to a hub with Python's `websockets`: python chat.py http://127.0.0.1:8080 [compressed]
 
-The hub runs with its default settings and authentication off. Exits 0 when everything was as docs/protocol.md says,
+The hub runs with its default settings and authentication off; with `compressed`, with `compression.enabled`. Exits 0 when everything was as docs/protocol.md says,
 else prints what differed and exits 1. Ids carry the process id, so that a hub may be used twice.
 """
 
@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 STEP_SECONDS = 10
 WHOLE_SECONDS = 60
 RUN = os.getpid()
+COMPRESSED = "compressed" in sys.argv[2:]
 
 # Numbers that a double cannot hold, key order, an escaped and a raw character: all of it has to arrive as it was sent.
 AWKWARD = '{"z":1.0,"a":12345678901234567890,"e":1e-7,"t":"\\u00e9 \u00e9 \U0001f600 \\ud83d\\ude00","l":[ null , {} ]}'
@@ -46,6 +47,7 @@ class Client:
 
     async def __aenter__(self):
         self.socket = await connect(self.url, **self.options)
+        expect("compression agreed on", bool(self.socket.protocol.extensions), COMPRESSED)
         self.hello = await self.receive("connected")
         return self
 
@@ -320,8 +322,8 @@ async def main(base):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: chat.py http://HOST:PORT")
+    if len(sys.argv) < 2:
+        sys.exit("usage: chat.py http://HOST:PORT [compressed]")
     try:
         asyncio.run(main(sys.argv[1].rstrip("/")))
     except Differs as difference:

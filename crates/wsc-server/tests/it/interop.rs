@@ -21,14 +21,16 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[ignore = "needs Python's websockets: run .ci/setup first"]
 async fn python_websockets_can_talk() {
     let python = tool(tools().join("venv/bin/python"));
-    passes(&python, "chat.py").await;
+    passes(&python, "chat.py", "").await;
+    passes(&python, "chat.py", COMPRESSED).await;
 }
 
 #[tokio::test]
 #[ignore = "needs npm's ws: run .ci/setup first"]
 async fn npm_ws_can_talk() {
     tool(tools().join("node/node_modules/ws/package.json"));
-    passes(Path::new("node"), "chat.mjs").await;
+    passes(Path::new("node"), "chat.mjs", "").await;
+    passes(Path::new("node"), "chat.mjs", COMPRESSED).await;
 }
 
 #[tokio::test]
@@ -36,16 +38,21 @@ async fn npm_ws_can_talk() {
 async fn the_demo_page_works_in_chromium() {
     tool(tools().join("node/node_modules/playwright-core/package.json"));
     tool(env::var_os("CHROMIUM").map_or_else(|| PathBuf::from("/usr/bin/chromium"), PathBuf::from));
-    passes(Path::new("node"), "browser.mjs").await;
+    passes(Path::new("node"), "browser.mjs", "").await;
+    passes(Path::new("node"), "browser.mjs", COMPRESSED).await;
 }
 
-/// Runs the script against a fresh server with default settings; what it printed is what a failure shows.
-async fn passes(interpreter: &Path, script: &str) {
-    let server = hub("").await;
+/// Whatever can be compressed is: all of these clients offer it, as browsers do.
+const COMPRESSED: &str = "compression: {enabled: true, threshold: 0}";
+
+/// Runs the script against a fresh server with these settings; what it printed is what a failure shows.
+async fn passes(interpreter: &Path, script: &str, keys: &str) {
+    let server = hub(keys).await;
     let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
     let run = Command::new(interpreter)
         .arg(clients.join(script))
         .arg(server.http_url())
+        .args((!keys.is_empty()).then_some("compressed"))
         .env("WSC_CI_TOOLS", tools())
         // No __pycache__ in the source tree.
         .env("PYTHONDONTWRITEBYTECODE", "1")

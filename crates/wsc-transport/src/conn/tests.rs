@@ -20,7 +20,7 @@ impl Wake for Woken {
 
 /// An open connection with a task that has been polled once, and nothing to write.
 fn conn_with(config: &TransportConfig) -> (Arc<Conn>, Arc<Woken>) {
-    let conn = Conn::held(Arc::new(Shared::new(config)), None, Vec::new());
+    let conn = Conn::held(Arc::new(Shared::new(config)), None, Vec::new(), Extensions::default());
     conn.release();
     let woken = Arc::<Woken>::default();
     let waker = Waker::from(Arc::clone(&woken));
@@ -78,7 +78,8 @@ fn a_sweep_that_is_late_does_not_take_a_fresh_backlog_for_an_old_one() {
 #[test]
 fn the_answer_to_the_handshake_goes_first_and_is_never_cut() {
     let config = TransportConfig { queue_max_bytes: 100, ..TransportConfig::default() };
-    let conn = Conn::held(Arc::new(Shared::new(&config)), None, b"HTTP/1.1 101\r\n\r\n".to_vec());
+    let conn =
+        Conn::held(Arc::new(Shared::new(&config)), None, b"HTTP/1.1 101\r\n\r\n".to_vec(), Extensions::default());
     conn.send_control(&[0x8A, 0]);
     let outbound = Outbound(Arc::clone(&conn));
     assert_eq!(outbound.send(&[b'x'; 50]), Sent::Queued);
@@ -100,7 +101,7 @@ fn a_reply_makes_old_messages_go_where_the_policy_says_so() {
     let (conn, _) = conn_with(&config);
     let outbound = Outbound(Arc::clone(&conn));
     for _ in 0..4 {
-        assert_eq!(outbound.deliver(&[0; 30], &mut || None), Sent::Queued);
+        assert_eq!(outbound.deliver(&Encoded::new(&[0; 30]), &mut || None), Sent::Queued);
     }
     for _ in 0..3 {
         assert_eq!(outbound.send(&[1; 30]), Sent::Queued);

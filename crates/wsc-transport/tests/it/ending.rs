@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use tokio::io::AsyncWriteExt;
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason};
-use wsc_transport::{Adopted, TransportConfig};
+use wsc_transport::{Adopted, Extensions, TransportConfig};
 
 use crate::support::{Client, Hub, client_frame, close_code, eventually, server_frame, text, within};
 
@@ -175,7 +175,7 @@ async fn a_shutdown_closes_everybody_in_order() {
     }
     // Nobody is let in any more, and a second call has nothing to do.
     let (ours, theirs) = tokio::io::duplex(64);
-    hub.transport.adopt(Adopted::Stream(Box::new(theirs)), Vec::new(), ());
+    hub.transport.adopt(Adopted::Stream(Box::new(theirs)), Vec::new(), Extensions::default(), ());
     assert_eq!(Client::new(ours).frame().await, None);
     hub.finish().await;
 }

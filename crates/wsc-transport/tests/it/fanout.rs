@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use wsc_protocol::DisconnectReason;
-use wsc_transport::{JoinError, PublishError, QueuePolicy, TransportConfig};
+use wsc_transport::{Encoded, JoinError, PublishError, QueuePolicy, TransportConfig};
 
 use crate::support::{Hub, close_code, eventually, server_frame, within};
 
@@ -49,7 +49,7 @@ async fn stormy(policy: QueuePolicy) {
             while n < 2_000 && !over.load(SeqCst) {
                 // An exception for a slot that may be anybody's, or nobody's.
                 let except = (publisher == 1).then_some(n % 30);
-                match room.publish(&frame, except) {
+                match room.publish(&Encoded::new(&frame), except) {
                     Ok(_) => n += 1,
                     Err(PublishError::Full) => refused += 1,
                     Err(e) => panic!("{e}"),
@@ -68,11 +68,11 @@ async fn stormy(policy: QueuePolicy) {
     while let Some(client) = stalled.pop() {
         let _ = client.stream.set_zero_linger();
         drop(client);
-        let _ = hub.lab.room.publish(&frame, None);
+        let _ = hub.lab.room.publish(&Encoded::new(&frame), None);
     }
     let members = hub.lab.room.close(&server_frame(0x81, b"closed"), None);
     assert!(members.is_some());
-    assert_eq!(hub.lab.room.publish(&frame, None), Err(PublishError::Closed));
+    assert_eq!(hub.lab.room.publish(&Encoded::new(&frame), None), Err(PublishError::Closed));
     eventually("the room empties", || hub.lab.room.is_empty()).await;
     assert!(stats.ledger().snapshot().accepted > 0 && stats.ledger().snapshot().sent > 0);
     if policy != QueuePolicy::Disconnect {
@@ -116,7 +116,7 @@ async fn the_notice_of_a_closing_room_is_no_delivery() {
         clients.push(client);
     }
     let room = &hub.lab.room;
-    assert_eq!(room.publish(&server_frame(0x81, b"one"), Some(1)), Ok(2));
+    assert_eq!(room.publish(&Encoded::new(&server_frame(0x81, b"one")), Some(1)), Ok(2));
     let members = room.close(&server_frame(0x81, b"gone"), Some(0)).unwrap();
     assert_eq!(members.len(), 3);
     assert!(room.close(&server_frame(0x81, b"gone"), None).is_none());
@@ -145,7 +145,7 @@ async fn who_is_excepted_but_gone_is_no_recipient_less() {
     leaves.say("leave").await;
     assert_eq!(leaves.text().await, "left");
     for except in [Some(1), Some(99), None] {
-        assert_eq!(hub.lab.room.publish(&server_frame(0x81, b"hi"), except), Ok(1));
+        assert_eq!(hub.lab.room.publish(&Encoded::new(&server_frame(0x81, b"hi")), except), Ok(1));
         assert_eq!(stays.text().await, "hi");
     }
     hub.settled().await;
@@ -162,10 +162,10 @@ async fn a_full_room_and_a_full_buffer_say_so() {
     assert_eq!(room.join(hub.newest(), Some(1)), Err(JoinError::Full));
     // On a runtime of one thread no flusher runs before we wait.
     let frame = server_frame(0x81, &[b'x'; 600]);
-    assert_eq!(room.publish(&frame, None), Ok(1));
-    assert_eq!(room.publish(&frame, None), Err(PublishError::Full));
+    assert_eq!(room.publish(&Encoded::new(&frame), None), Ok(1));
+    assert_eq!(room.publish(&Encoded::new(&frame), None), Err(PublishError::Full));
     client.text().await;
-    assert_eq!(room.publish(&server_frame(0x81, &[b'y'; 5_000]), None), Ok(1));
+    assert_eq!(room.publish(&Encoded::new(&server_frame(0x81, &[b'y'; 5_000])), None), Ok(1));
     assert_eq!(client.text().await.len(), 5_000);
     hub.finish().await;
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests too say what they expect by panicking")]
 
+mod compression;
 mod echo;
 mod ending;
 mod fanout;
@@ -9,5 +10,6 @@ mod handshake;
 mod order;
 mod resources;
 mod slow;
+mod split;
 mod support;
 mod waiting;

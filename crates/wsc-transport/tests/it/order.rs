@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use parking_lot::Mutex;
-use wsc_transport::{Sent, TransportConfig};
+use wsc_transport::{Encoded, Sent, TransportConfig};
 
 use crate::support::{Hub, eventually, server_frame};
 
@@ -32,7 +32,7 @@ async fn whoever_sends_first_is_read_first() {
                         let sent = match way {
                             0 => sender.send(&frame),
                             1 => sender.send_with(|| Some(frame)),
-                            _ => sender.deliver(&frame, &mut || None),
+                            _ => sender.deliver(&Encoded::new(&frame), &mut || None),
                         };
                         assert!(matches!(sent, Sent::Written | Sent::Queued));
                         *next += 1;
@@ -150,7 +150,7 @@ async fn a_room_is_seen_from_joining_to_leaving() {
         task.await.unwrap();
     }
     let mut talker = talk.await.unwrap();
-    room.publish(&server_frame(0x81, b"over"), None).unwrap();
+    room.publish(&Encoded::new(&server_frame(0x81, b"over")), None).unwrap();
     assert_eq!(talker.text().await, "over");
     let (_resident, heard) = listen.await.unwrap();
     assert_eq!(heard, published.load(SeqCst));
@@ -176,7 +176,8 @@ async fn publishers_on_several_threads_agree_on_one_order() {
             let room = hub.lab.room.clone();
             tokio::spawn(async move {
                 for n in 0..500 {
-                    room.publish(&server_frame(0x81, format!("{publisher} {n}").as_bytes()), None).unwrap();
+                    room.publish(&Encoded::new(&server_frame(0x81, format!("{publisher} {n}").as_bytes())), None)
+                        .unwrap();
                     tokio::task::yield_now().await;
                 }
             })

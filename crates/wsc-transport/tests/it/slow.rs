@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use wsc_protocol::{DisconnectReason, FailureReason};
-use wsc_transport::{Outbound, QueuePolicy, Sent, Settle};
+use wsc_transport::{Encoded, Outbound, QueuePolicy, Sent, Settle};
 
 use crate::support::{Client, Frame, Hub, Tracked, client_frame, close_code, eventually, server_frame};
 
@@ -47,7 +47,7 @@ impl Flood {
     fn deliver(&mut self, to: &Outbound) -> Sent {
         let n = self.sent.len() as u32;
         let mut tracked = None;
-        let sent = to.deliver(&numbered(n), &mut || {
+        let sent = to.deliver(&Encoded::new(&numbered(n)), &mut || {
             let settle = Arc::<Tracked>::default();
             tracked = Some(Arc::clone(&settle));
             Some(settle as Arc<dyn Settle>)
@@ -241,7 +241,7 @@ async fn an_empty_queue_takes_a_batch_of_any_size() {
             let outbound = hub.newest();
             let large = vec![b'x'; 40 * QUEUE];
             for _ in 0..3 {
-                let sent = outbound.deliver(&server_frame(0x82, &large), &mut || None);
+                let sent = outbound.deliver(&Encoded::new(&server_frame(0x82, &large)), &mut || None);
                 assert_eq!(sent, Sent::Queued);
                 assert!(client.read().await == Some((0x82, large.clone())));
                 eventually("an empty queue", || outbound.queued() == (0, 0)).await;
@@ -336,7 +336,7 @@ async fn nobody_else_notices() {
     reads.say("join").await;
     assert_eq!(reads.text().await, "joined");
     for n in 0..2_000 {
-        hub.lab.room.publish(&numbered(n), None).unwrap();
+        hub.lab.room.publish(&Encoded::new(&numbered(n)), None).unwrap();
         assert_eq!(numbers(&[reads.frame().await.unwrap()]), [n]);
     }
     assert_eq!(hub.transport.connections(), 6);
@@ -380,12 +380,12 @@ async fn a_tracker_that_panics_hurts_nobody() {
     let outbound = hub.newest();
     let mut waiting = 0;
     while waiting < 15 {
-        let sent = outbound.deliver(&numbered(0), &mut || Some(Arc::new(Clumsy)));
+        let sent = outbound.deliver(&Encoded::new(&numbered(0)), &mut || Some(Arc::new(Clumsy)));
         waiting += usize::from(sent == Sent::Queued);
     }
     // The flusher makes room, and so comes across them.
     for n in 0..100 {
-        hub.lab.room.publish(&numbered(n), None).unwrap();
+        hub.lab.room.publish(&Encoded::new(&numbered(n)), None).unwrap();
         tokio::task::yield_now().await;
     }
     loop {
@@ -393,7 +393,7 @@ async fn a_tracker_that_panics_hurts_nobody() {
             break;
         }
     }
-    hub.lab.room.publish(&server_frame(0x81, b"alive"), None).unwrap();
+    hub.lab.room.publish(&Encoded::new(&server_frame(0x81, b"alive")), None).unwrap();
     assert_eq!(client.text().await, "alive");
     hub.finish().await;
 }

@@ -19,8 +19,8 @@ use tokio::{
 };
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, FailureReason};
 use wsc_transport::{
-    Admission, Adopted, Fanout, FanoutReport, Handler, Message, Next, Outbound, Peer, Service, Settle, Slot, Stream,
-    Transport, TransportConfig, text_frame,
+    Admission, Adopted, Encoded, Extensions, Fanout, FanoutReport, Handler, Message, Next, Outbound, Peer, Service,
+    Settle, Slot, Stream, Transport, TransportConfig, text_frame,
 };
 
 /// How long anything may take before a test fails: far more than a loaded machine needs.
@@ -147,7 +147,7 @@ impl Handler for Guest {
             }
             "publish" => {
                 let slot = *self.slot.lock();
-                let _ = self.lab.room.publish(&server_frame(0x81, rest.as_bytes()), slot);
+                let _ = self.lab.room.publish(&Encoded::new(&server_frame(0x81, rest.as_bytes())), slot);
             }
             "close" => {
                 self.outbound.close(&CloseReason::new(CloseCode::KICKED, "bye"), DisconnectReason::KickOut);
@@ -242,7 +242,7 @@ impl Hub {
     /// A client over a pipe of `size` bytes that the transport has adopted.
     pub(crate) fn adopted(&self, size: usize) -> Client<DuplexStream> {
         let (ours, theirs) = tokio::io::duplex(size);
-        self.transport.adopt(Adopted::Stream(Box::new(theirs)), Vec::new(), ());
+        self.transport.adopt(Adopted::Stream(Box::new(theirs)), Vec::new(), Extensions::default(), ());
         Client::new(ours)
     }
 
