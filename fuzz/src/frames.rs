@@ -55,7 +55,8 @@ fn agree(ours: &[Heard], theirs: &[Heard], input: &Input<'_>) {
     };
     assert_eq!(ours, theirs, "{input:?}");
     let frames = frames(input.stream);
-    let condemned = frames.last().map_or(0, |frame| frame.first & 0x0F);
+    let condemned = frames.iter().find(|frame| frame.has_bad_header(input.max_message_size));
+    let condemned = condemned.map_or(0, |frame| frame.first & 0x0F);
     let is_excused = match (our_code, their_code) {
         // A control frame beyond the limit of all frames: to us it breaks the protocol before it is too big.
         (1002, 1009) => condemned >= 8,
@@ -177,6 +178,8 @@ struct Frame {
     /// 0, 2 or 8 bytes of length behind the first seven bits; shorter ones are not always used where they would do.
     length_bytes: usize,
     payload: Vec<u8>,
+    /// The length that the header tells: more than the payload's in a stream's last frame only.
+    announced: u64,
 }
 
 /// The frames of a stream, as the decoder does not know them; what is no whole header is left out.
@@ -210,7 +213,7 @@ fn frame(stream: &[u8]) -> Option<(Frame, &[u8])> {
     let (payload, rest) = rest.split_at(rest.len().min(usize::try_from(announced).unwrap_or(usize::MAX)));
     let mut payload = payload.to_vec();
     xor(&mut payload, mask);
-    Some((Frame { first, mask, length_bytes, payload }, rest))
+    Some((Frame { first, mask, length_bytes, payload, announced }, rest))
 }
 
 fn xor(payload: &mut [u8], mask: Option<[u8; 4]>) {
@@ -220,7 +223,18 @@ fn xor(payload: &mut [u8], mask: Option<[u8; 4]>) {
 
 impl Frame {
     fn new(first: u8, payload: &[u8]) -> Self {
-        Self { first, mask: Some([0x37, 0xFA, 0x21, 0x3D]), length_bytes: 0, payload: payload.to_vec() }
+        Self { first, mask: Some([0x37, 0xFA, 0x21, 0x3D]), length_bytes: 0, payload: payload.to_vec(), announced: 0 }
+    }
+
+    /// Whether the header alone is enough to end a connection without extensions.
+    fn has_bad_header(&self, max: usize) -> bool {
+        let is_control = self.first & 0x08 != 0;
+        let longest = if is_control { 125 } else { max as u64 };
+        self.mask.is_none()
+            || self.first & 0x70 != 0
+            || !matches!(self.first & 0x0F, 0..=2 | 8..=10)
+            || (is_control && self.first & 0x80 == 0)
+            || self.announced > longest
     }
 
     /// Writes the frame with the length that its payload has, in no fewer bytes than it had.
