@@ -76,6 +76,20 @@ async fn a_foreign_application_serves_clients_and_the_api() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compression_is_agreed_on_at_the_side_door_too() {
+    let hub = started("compression: {enabled: true, threshold: 0}");
+    let router = hub.router();
+    let app = app(hub, router, true).await;
+    let mut client = RawClient::tcp(app.addr).await;
+    let offer = Handshake::new(app.addr, "/ws").add("Sec-WebSocket-Extensions", "permessage-deflate");
+    let response = client.handshake(&offer).await;
+    let answer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+    assert_eq!(response.header("sec-websocket-extensions"), Some(answer));
+    // The opening is JSON of more than a hundred bytes: it shrinks.
+    assert_eq!(client.read_frame().await.rsv, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_may_be_mounted_below_a_path() {
     let hub = started("");
     let router = Router::new().route("/", get(async || "home")).nest("/hub", hub.router());

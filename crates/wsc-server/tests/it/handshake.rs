@@ -44,6 +44,21 @@ async fn frames_behind_the_request_in_the_same_packet_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compression_is_agreed_on_where_both_want_it() {
+    const NAME: &str = "sec-websocket-extensions";
+    let offer =
+        |handshake: Handshake| handshake.add("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits");
+    let server = hub("compression: {enabled: true}").await;
+    let response = upgrade(&server, "/ws", offer).await;
+    let answer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+    assert_eq!((response.status, response.header(NAME)), (101, Some(answer)));
+    assert_eq!(upgrade(&server, "/ws", |handshake| handshake).await.header(NAME), None);
+    // Off is the default.
+    let response = upgrade(&hub("").await, "/ws", offer).await;
+    assert_eq!((response.status, response.header(NAME)), (101, None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn header_names_and_tokens_are_compared_without_case() {
     let server = hub("").await;
     let response = upgrade(&server, "/ws", |handshake| {
