@@ -1,0 +1,134 @@
+//! What the hub answers.
+
+use std::time::Duration;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use wsc_protocol::Outcome;
+
+/// Any reply, unread.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Reply {
+    /// Its type.
+    pub message_type: String,
+    /// Its data; `null` where it has none.
+    pub data: Box<RawValue>,
+}
+
+impl Reply {
+    /// Reads the data as a `T`.
+    ///
+    /// # Errors
+    ///
+    /// Where it is none.
+    pub fn data<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.data.get())
+    }
+}
+
+/// A room message was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct RoomAccepted {
+    /// The message's id.
+    pub id: String,
+    /// Member connections that it is for, other than the sending one.
+    pub recipients: u64,
+    /// Whether the same message under the same idempotency key was accepted before: nothing was sent now.
+    #[serde(default)]
+    pub duplicate: bool,
+}
+
+/// A direct message was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct DirectAccepted {
+    /// The message's id.
+    pub id: String,
+    /// Where it stood when the hub answered.
+    pub outcome: Outcome,
+    /// Why, when it failed.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Whether the same message under the same idempotency key was accepted before: nothing was sent now.
+    #[serde(default)]
+    pub duplicate: bool,
+}
+
+/// The members of a room, or a part of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct Members {
+    /// The room.
+    pub room_id: String,
+    /// This part of the list.
+    pub members: Vec<Member>,
+    /// Members in all.
+    pub total: u64,
+    /// Where the next part starts; `None` at the end.
+    #[serde(default)]
+    pub next_cursor: Option<String>,
+}
+
+/// A member of a room.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct Member {
+    /// The user.
+    pub user_id: String,
+    /// The connection, for those who may see it.
+    #[serde(default)]
+    pub client_id: Option<String>,
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct MessageStatus {
+    /// The message's id.
+    pub id: String,
+    /// Its recipients.
+    pub recipients: Vec<RecipientStatus>,
+}
+
+/// What became of a message for one recipient.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct RecipientStatus {
+    /// The recipient.
+    pub user_id: String,
+    /// Where it stands.
+    pub outcome: Outcome,
+    /// Why, when it failed.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// How often it was sent.
+    #[serde(default)]
+    pub attempts: u32,
+}
+
+/// The token was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct Authenticated {
+    /// The user.
+    pub user_id: String,
+    /// What this connection may do now.
+    #[serde(default)]
+    pub permissions: Vec<String>,
+    /// When the token runs out, Unix milliseconds.
+    #[serde(default)]
+    pub expires_at: Option<u64>,
+}
+
+/// The answer to a `ping`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct Pong {
+    /// The hub's clock, Unix milliseconds.
+    pub server_ts: i64,
+    /// How long the round trip took, by this machine's clock.
+    #[serde(skip)]
+    pub round_trip: Duration,
+}
