@@ -111,10 +111,13 @@ impl Connection {
             joined.extend_from_slice(bytes);
             bytes = &mut joined;
         }
-        let done = match &self.identity {
-            Some(_) => self.frames(bytes, hub)?,
-            None => self.handshake(bytes, hub)?,
-        };
+        let mut done = 0;
+        if self.identity.is_none() {
+            done = self.handshake(bytes, hub)?;
+        }
+        if self.identity.is_some() {
+            done += self.frames(&mut bytes[done..], hub)?;
+        }
         self.unread.extend_from_slice(&bytes[done..]);
         ensure!(self.unread.len() <= MAX_MESSAGE, "too long");
         Ok(())
