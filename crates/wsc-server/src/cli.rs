@@ -7,6 +7,8 @@ use std::{
     process::ExitCode,
 };
 
+#[cfg(feature = "bench")]
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use wsc_hub::config::{self, ConfigError, Source, Strictness};
 
@@ -36,6 +38,9 @@ enum Command {
     },
     /// Print a settings file with every key, its meaning and its default
     DefaultConfig,
+    /// Measure a hub, or another server that speaks its protocol
+    #[cfg(feature = "bench")]
+    Bench(wsc_bench::BenchArgs),
     /// Print the version
     Version,
 }
@@ -105,6 +110,15 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             say(&format!("{source}: ok\n"))
         }
         Command::DefaultConfig => say(&config::default_config()),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => {
+            let program = wsc_bench::Program {
+                executable: std::env::current_exe().context("cannot find this program, to start it again")?,
+                worker: vec!["bench".into(), "worker".into()],
+                serve: Some(vec!["serve".into()]),
+            };
+            Ok(wsc_bench::run(&args, &program)?)
+        }
         Command::Version => say(&format!("wsc {}\n", env!("CARGO_PKG_VERSION"))),
     }
 }

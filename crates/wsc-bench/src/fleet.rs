@@ -1,0 +1,396 @@
+//! The worker processes, seen from the coordinating process.
+
+use std::{ops::Range, process::Stdio, time::Duration};
+
+use anyhow::{Context, bail};
+use indicatif::ProgressBar;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, Command as Process},
+    sync::mpsc,
+};
+
+use crate::{
+    Program,
+    cpus::Group,
+    latency::Latency,
+    message::{
+        Command, Done, Ending, Endpoint, Event, Exchange, ExchangeKind, Fanout, Limit, Open, Pace, Rooms, Sender,
+    },
+};
+
+/// Some worker processes that share the connections of one run.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    workers: Vec<Worker>,
+    events: mpsc::Receiver<(usize, anyhow::Result<Event>)>,
+    progress: ProgressBar,
+}
+
+/// What makes workers what they are.
+#[derive(Debug)]
+pub(crate) struct Crew<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) cpus: &'a Group,
+    pub(crate) run: &'a str,
+    pub(crate) patience: Duration,
+    /// How much less important than others they are to the scheduler, 0 to 19.
+    pub(crate) nice: i32,
+    pub(crate) progress: ProgressBar,
+}
+
+#[derive(Debug)]
+struct Worker {
+    /// Killed when it is dropped.
+    _process: Child,
+    stdin: ChildStdin,
+    /// How many slots of its table are taken.
+    slots: usize,
+}
+
+/// Connections of a fleet that were opened together: for each worker its slots, and the number of the first.
+#[derive(Clone, Debug)]
+pub(crate) struct Crowd(Vec<(Range<usize>, u64)>);
+
+/// What a fleet did in one go.
+#[derive(Debug)]
+pub(crate) struct Together {
+    pub(crate) count: u64,
+    pub(crate) deliveries: u64,
+    pub(crate) missing: u64,
+    pub(crate) retries: u64,
+    /// Of the slowest.
+    pub(crate) elapsed: Duration,
+    pub(crate) latency: Latency,
+    pub(crate) uncorrected: Latency,
+}
+
+impl Fleet {
+    /// Starts the processes.
+    pub(crate) async fn start(crew: &Crew<'_>, processes: usize) -> anyhow::Result<Self> {
+        let (told, events) = mpsc::channel(1024);
+        let mut workers = Vec::with_capacity(processes);
+        for index in 0..processes {
+            let mut command = Process::new(&crew.program.executable);
+            command.args(&crew.program.worker);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+            let mut process = crew.cpus.start(|| command.spawn()).context("cannot start a worker process")?;
+            let mut stdin = process.stdin.take().context("no stdin")?;
+            let mut lines = BufReader::new(process.stdout.take().context("no stdout")?).lines();
+            let told = told.clone();
+            // Ends with the worker, which ends with its stdin.
+            tokio::spawn(async move {
+                loop {
+                    let event = match lines.next_line().await {
+                        Ok(Some(line)) => serde_json::from_str(&line).map_err(anyhow::Error::from),
+                        Ok(None) => Err(anyhow::anyhow!("worker process {index} died")),
+                        Err(e) => Err(e.into()),
+                    };
+                    let over = event.is_err();
+                    if told.send((index, event)).await.is_err() || over {
+                        return;
+                    }
+                }
+            });
+            let begin = Command::Begin {
+                endpoint: crew.endpoint.clone(),
+                run: crew.run.to_owned(),
+                patience: crew.patience,
+                nice: crew.nice,
+            };
+            send(&mut stdin, &begin).await?;
+            workers.push(Worker { _process: process, stdin, slots: 0 });
+        }
+        Ok(Self { workers, events, progress: crew.progress.clone() })
+    }
+
+    /// Opens connections, shared evenly among the workers, numbered from `first`.
+    pub(crate) async fn open(
+        &mut self,
+        what: &str,
+        count: usize,
+        first: u64,
+        how: &Opened,
+    ) -> anyhow::Result<(Crowd, Together)> {
+        let mut crowd = Vec::new();
+        let mut number = first;
+        let parts = how.workers.unwrap_or(usize::MAX).min(self.workers.len());
+        for (worker, share) in self.workers.iter_mut().zip(shares(count, parts)) {
+            crowd.push((worker.slots..worker.slots + share, number));
+            worker.slots += share;
+            number += share as u64;
+        }
+        let crowd = Crowd(crowd);
+        let together = self.reopen(what, &crowd, how).await?;
+        Ok((crowd, together))
+    }
+
+    /// Opens connections that there were before.
+    pub(crate) async fn reopen(&mut self, what: &str, crowd: &Crowd, how: &Opened) -> anyhow::Result<Together> {
+        self.stage(what, crowd.len() as u64);
+        let processes = crowd.0.len().max(1);
+        self.all(crowd, |slots, first| {
+            Command::Open(Open {
+                slots,
+                first,
+                rooms: how.rooms.clone(),
+                pending: how.pending.div_ceil(processes),
+                retry: how.retry,
+                stuck: how.stuck,
+            })
+        })
+        .await
+    }
+
+    /// Opens a connection to the HTTP API in the first worker; returns its slot.
+    pub(crate) async fn open_http(&mut self) -> anyhow::Result<usize> {
+        let slot = self.workers[0].slots;
+        self.workers[0].slots += 1;
+        self.send(0, &Command::OpenHttp { count: 1 }).await?;
+        self.wait(&mut [true]).await?;
+        Ok(slot)
+    }
+
+    /// Lets connections exchange messages, one to one.
+    pub(crate) async fn exchange(
+        &mut self,
+        what: &str,
+        crowd: &Crowd,
+        kind: ExchangeKind,
+        pace: Pace,
+        limit: Limit,
+        payload: usize,
+    ) -> anyhow::Result<Together> {
+        self.stage(what, if let Limit::Count(count) = limit { count } else { 0 });
+        let all = crowd.len() as f64;
+        self.all(crowd, |slots, first| {
+            let part = slots.len() as f64 / all;
+            let pace = match pace {
+                Pace::Rate { per_second } => Pace::Rate { per_second: per_second * part },
+                closed @ Pace::Closed { .. } => closed,
+            };
+            let limit = match limit {
+                Limit::Count(count) => Limit::Count((count as f64 * part).round() as u64),
+                time @ Limit::Time(_) => time,
+            };
+            Command::Exchange(Exchange { slots, first, kind, pace, limit, payload })
+        })
+        .await
+    }
+
+    /// Sends to many, and waits until all have it.
+    pub(crate) async fn fan_out(&mut self, what: &str, spec: &FanOut<'_>) -> anyhow::Result<Together> {
+        self.stage(what, 0);
+        let listeners: Vec<_> =
+            spec.members.0.iter().enumerate().filter(|(_, (slots, _))| !slots.is_empty()).map(|(n, _)| n).collect();
+        let mut waiting = vec![true; self.workers.len()];
+        // The sender comes last, so that all are listening when it begins.
+        for worker in (0..self.workers.len()).rev() {
+            let sender = (worker == 0).then(|| Sender {
+                slot: spec.sender,
+                listeners: listeners.clone(),
+                limit: spec.limit,
+                payload: spec.payload,
+            });
+            let members = spec.members.0.get(worker).map_or(0..0, |(slots, _)| slots.clone());
+            let fanout = Fanout { worker, broadcast: spec.broadcast, members, sender, in_flight: spec.in_flight };
+            self.send(worker, &Command::Fanout(fanout)).await?;
+            while !matches!(self.next().await?, (_, Event::Started)) {}
+        }
+        let mut together = Together::new();
+        while waiting.contains(&true) {
+            match self.next().await? {
+                (worker, Event::Arrived(messages)) if waiting[0] => {
+                    self.send(0, &Command::Arrived { worker, messages }).await?;
+                }
+                (worker, Event::Done(done)) => {
+                    waiting[worker] = false;
+                    if worker == 0 {
+                        for listener in 1..self.workers.len() {
+                            self.send(listener, &Command::Stop { messages: done.count }).await?;
+                        }
+                    }
+                    together.add(&done);
+                }
+                _ => {}
+            }
+        }
+        // Counted in pairs of a message and a member: the sender only knows how many messages are not through.
+        together.missing = (together.count * spec.members.len() as u64).saturating_sub(together.deliveries);
+        Ok(together)
+    }
+
+    /// Ends connections.
+    pub(crate) async fn close(&mut self, crowd: &Crowd, how: Ending) -> anyhow::Result<Together> {
+        self.stage("closing", crowd.len() as u64);
+        self.all(crowd, |slots, _| Command::Close { slots, how }).await
+    }
+
+    /// Waits until the server has ended connections.
+    pub(crate) async fn await_end(&mut self, crowd: &Crowd) -> anyhow::Result<Together> {
+        self.stage("waiting for the end", crowd.len() as u64);
+        self.all(crowd, |slots, _| Command::AwaitEnd { slots }).await
+    }
+
+    /// How many processes there are.
+    pub(crate) fn processes(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn stage(&self, what: &str, count: u64) {
+        self.progress.set_message(what.to_owned());
+        self.progress.set_position(0);
+        match count {
+            0 => self.progress.unset_length(),
+            count => self.progress.set_length(count),
+        }
+    }
+
+    /// Gives each worker with a part in the crowd a command, and waits until all are done.
+    async fn all(&mut self, crowd: &Crowd, command: impl Fn(Range<usize>, u64) -> Command) -> anyhow::Result<Together> {
+        let mut waiting = vec![false; self.workers.len()];
+        for (worker, (slots, first)) in crowd.0.iter().enumerate() {
+            if !slots.is_empty() {
+                self.send(worker, &command(slots.clone(), *first)).await?;
+                waiting[worker] = true;
+            }
+        }
+        self.wait(&mut waiting).await
+    }
+
+    async fn wait(&mut self, waiting: &mut [bool]) -> anyhow::Result<Together> {
+        let mut together = Together::new();
+        let mut progress = vec![0; self.workers.len()];
+        while waiting.contains(&true) {
+            match self.next().await? {
+                (worker, Event::Done(done)) => {
+                    waiting[worker] = false;
+                    progress[worker] = done.count;
+                    together.add(&done);
+                }
+                (worker, Event::Progress(figure)) => progress[worker] = figure,
+                _ => {}
+            }
+            self.progress.set_position(progress.iter().sum());
+        }
+        Ok(together)
+    }
+
+    async fn next(&mut self) -> anyhow::Result<(usize, Event)> {
+        let (worker, event) = self.events.recv().await.context("there are no workers")?;
+        match event? {
+            Event::Failed(why) => bail!(why),
+            event => Ok((worker, event)),
+        }
+    }
+
+    async fn send(&mut self, worker: usize, command: &Command) -> anyhow::Result<()> {
+        send(&mut self.workers[worker].stdin, command).await.with_context(|| format!("worker process {worker} died"))
+    }
+}
+
+async fn send(stdin: &mut ChildStdin, command: &Command) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(command)?;
+    line.push(b'\n');
+    stdin.write_all(&line).await?;
+    Ok(())
+}
+
+/// How connections are opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Opened {
+    pub(crate) rooms: Rooms,
+    /// At most so many on their way at a time.
+    pub(crate) pending: usize,
+    pub(crate) retry: bool,
+    pub(crate) stuck: bool,
+    /// Use only the first so many workers.
+    pub(crate) workers: Option<usize>,
+}
+
+impl Opened {
+    pub(crate) fn new(rooms: Rooms, pending: usize) -> Self {
+        Self { rooms, pending, retry: false, stuck: false, workers: None }
+    }
+}
+
+/// A fan-out.
+#[derive(Debug)]
+pub(crate) struct FanOut<'a> {
+    pub(crate) members: &'a Crowd,
+    /// The slot of the sender in the first worker.
+    pub(crate) sender: usize,
+    pub(crate) broadcast: bool,
+    pub(crate) in_flight: usize,
+    pub(crate) limit: Limit,
+    pub(crate) payload: usize,
+}
+
+impl Crowd {
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|(slots, _)| slots.len()).sum()
+    }
+
+    /// The slot of the first connection in the first worker.
+    pub(crate) fn first_slot(&self) -> usize {
+        self.0.first().map_or(0, |(slots, _)| slots.start)
+    }
+
+    /// These and others that were opened next.
+    pub(crate) fn and(&self, next: &Self) -> Self {
+        let joined = self.0.iter().zip(&next.0).map(|((a, first), (b, _))| (a.start..b.end, *first));
+        Self(joined.collect())
+    }
+}
+
+impl Together {
+    fn new() -> Self {
+        Self {
+            count: 0,
+            deliveries: 0,
+            missing: 0,
+            retries: 0,
+            elapsed: Duration::ZERO,
+            latency: Latency::new(),
+            uncorrected: Latency::new(),
+        }
+    }
+
+    fn add(&mut self, done: &Done) {
+        self.count += done.count;
+        self.deliveries += done.deliveries;
+        self.missing += done.missing;
+        self.retries += done.retries;
+        self.elapsed = self.elapsed.max(done.elapsed);
+        self.latency.add(&done.latency);
+        self.uncorrected.add(&done.uncorrected);
+    }
+}
+
+/// Divides `count` into as equal parts as can be.
+fn shares(count: usize, parts: usize) -> impl Iterator<Item = usize> {
+    (0..parts).map(move |part| count / parts + usize::from(part < count % parts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_differ_by_one_at_most_and_add_up() {
+        for (count, parts, expected) in
+            [(10, 3, vec![4, 3, 3]), (2, 3, vec![1, 1, 0]), (9, 1, vec![9]), (0, 2, vec![0, 0])]
+        {
+            assert_eq!(shares(count, parts).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn crowds_join_where_they_follow_each_other() {
+        let few = Crowd(vec![(0..3, 0), (0..2, 3)]);
+        let more = Crowd(vec![(3..7, 5), (2..6, 9)]);
+        assert_eq!(few.and(&more).0, [(0..7, 0), (0..6, 3)]);
+        assert_eq!(few.and(&more).len(), 13);
+    }
+}
