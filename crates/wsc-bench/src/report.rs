@@ -69,7 +69,7 @@ impl Report {
     }
 
     /// Names and units of all figures, in the order in which they came up.
-    fn names(&self) -> Vec<(&str, &'static str)> {
+    pub(crate) fn names(&self) -> Vec<(&str, &'static str)> {
         let mut names: Vec<(&str, &'static str)> = Vec::new();
         for figure in self.runs.iter().flat_map(|run| &run.figures) {
             if !names.iter().any(|(name, _)| *name == figure.name) {
@@ -79,7 +79,7 @@ impl Report {
         names
     }
 
-    fn latency_names(&self) -> Vec<&str> {
+    pub(crate) fn latency_names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in self.runs.iter().flat_map(|run| &run.latencies) {
             if !names.contains(&name.as_str()) {
@@ -90,7 +90,7 @@ impl Report {
     }
 
     /// All runs of one figure.
-    fn spread(&self, name: &str) -> Option<Spread> {
+    pub(crate) fn spread(&self, name: &str) -> Option<Spread> {
         Spread::of(&self.runs.iter().filter_map(|run| run.get(name)).collect::<Vec<_>>())
     }
 
@@ -140,29 +140,7 @@ impl Report {
 
     /// Everything, for programs.
     pub(crate) fn json(&self) -> Value {
-        let percentiles = |latency: &Latency| {
-            let mut map = serde_json::Map::new();
-            for (label, percent) in PERCENTILES {
-                map.insert(label.into(), json!(latency.percentile(percent)));
-            }
-            map.insert("max".into(), json!(latency.max()));
-            json!({"count": latency.count(), "percentiles_ms": map, "histogram_ns": latency.recorded()})
-        };
-        let runs: Vec<Value> = self
-            .runs
-            .iter()
-            .map(|run| {
-                let latencies: serde_json::Map<String, Value> =
-                    run.latencies.iter().map(|(name, latency)| (name.clone(), percentiles(latency))).collect();
-                json!({
-                    "method": run.method,
-                    "figures": run.figures,
-                    "latencies": latencies,
-                    "lost": run.lost,
-                    "notes": run.notes,
-                })
-            })
-            .collect();
+        let runs: Vec<Value> = self.runs.iter().map(run_json).collect();
         let summary: serde_json::Map<String, Value> = self
             .names()
             .into_iter()
@@ -173,7 +151,7 @@ impl Report {
             })
             .collect();
         json!({
-            "tool": concat!("wsc bench ", env!("CARGO_PKG_VERSION")),
+            "tool": TOOL,
             "title": self.title,
             "lost": self.lost(),
             "summary": summary,
@@ -181,6 +159,28 @@ impl Report {
         })
     }
 }
+
+/// One run, for programs.
+pub(crate) fn run_json(run: &Outcome) -> Value {
+    let latency = |latency: &Latency| {
+        let percentiles = PERCENTILES.iter().map(|&(label, percent)| (label, latency.percentile(percent)));
+        let percentiles: serde_json::Map<String, Value> =
+            percentiles.chain([("max", latency.max())]).map(|(label, ms)| (label.to_owned(), json!(ms))).collect();
+        json!({"count": latency.count(), "percentiles_ms": percentiles, "histogram_ns": latency.recorded()})
+    };
+    let latencies: serde_json::Map<String, Value> =
+        run.latencies.iter().map(|(name, figures)| (name.clone(), latency(figures))).collect();
+    json!({
+        "method": run.method,
+        "figures": run.figures,
+        "latencies": latencies,
+        "lost": run.lost,
+        "notes": run.notes,
+    })
+}
+
+/// What wrote a report.
+pub(crate) const TOOL: &str = concat!("wsc bench ", env!("CARGO_PKG_VERSION"));
 
 /// Writes to a file, or to the standard output where the file is `-`.
 pub(crate) fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
@@ -261,7 +261,7 @@ mod tests {
             (0.0, "0"),
             (3.71649, "3.716"),
             (37.1649, "37.16"),
-            (999.96, "1000.0"),
+            (999.96, "1,000.0"),
             (12_345.6, "12,346"),
             (-1_234_567.0, "-1,234,567"),
             (100.0, "100"),

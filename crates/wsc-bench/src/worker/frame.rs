@@ -21,15 +21,6 @@ pub(crate) struct Frame<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// What stands at the start of some bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Parsed<'a> {
-    /// A whole frame, and how many bytes it takes.
-    Frame(Frame<'a>, usize),
-    /// The beginning of a frame that takes at least so many bytes.
-    Partial(usize),
-}
-
 /// The server sent what is no frame for a client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct NoFrame(&'static str);
@@ -43,8 +34,10 @@ impl fmt::Display for NoFrame {
 impl std::error::Error for NoFrame {}
 
 /// Reads the first frame of `bytes`, from the header alone: the payload is not looked at.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, NoFrame> {
-    let &[first, second, ..] = bytes else { return Ok(Parsed::Partial(2)) };
+///
+/// Returns the frame and how many bytes it takes; `None` until it is whole.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, NoFrame> {
+    let &[first, second, ..] = bytes else { return Ok(None) };
     if first & 0x70 != 0 {
         return Err(NoFrame("a frame with a reserved bit, though no extension was offered"));
     }
@@ -63,13 +56,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, NoFrame> {
     let (header, length) = match second & 0x7f {
         126 => {
             let Some(&length) = bytes.get(2..).and_then(|rest| rest.first_chunk()) else {
-                return Ok(Parsed::Partial(4));
+                return Ok(None);
             };
             (4, u64::from(u16::from_be_bytes(length)))
         }
         127 => {
             let Some(&length) = bytes.get(2..).and_then(|rest| rest.first_chunk()) else {
-                return Ok(Parsed::Partial(10));
+                return Ok(None);
             };
             (10, u64::from_be_bytes(length))
         }
@@ -79,10 +72,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, NoFrame> {
         return Err(NoFrame("a frame of more than 64 MiB"));
     }
     let end = header + length as usize;
-    match bytes.get(header..end) {
-        Some(payload) => Ok(Parsed::Frame(Frame { last: first & 0x80 != 0, opcode, payload }, end)),
-        None => Ok(Parsed::Partial(end)),
-    }
+    let frame = |payload| (Frame { last: first & 0x80 != 0, opcode, payload }, end);
+    Ok(bytes.get(header..end).map(frame))
 }
 
 /// Appends a whole, masked frame.
@@ -152,11 +143,10 @@ mod tests {
             let bytes = server_frame(1, &vec![b'x'; size]);
             for cut in [0, 1, 2, 3, 9, bytes.len() / 2, bytes.len() - 1] {
                 if cut < bytes.len() {
-                    let Parsed::Partial(needed) = parse(&bytes[..cut]).unwrap() else { panic!("{cut} of {size}") };
-                    assert!(needed > cut && needed <= bytes.len(), "{needed} for {cut} of {}", bytes.len());
+                    assert_eq!(parse(&bytes[..cut]).unwrap(), None, "{cut} of {size}");
                 }
             }
-            let Parsed::Frame(frame, end) = parse(&bytes).unwrap() else { panic!("{size}") };
+            let (frame, end) = parse(&bytes).unwrap().unwrap();
             assert_eq!((frame.opcode, frame.last, frame.payload.len(), end), (Opcode::Text, true, size, bytes.len()));
         }
     }
@@ -195,7 +185,7 @@ mod tests {
                 let end = (fed + cut).min(stream.len());
                 held.extend_from_slice(&stream[fed..end]);
                 fed = end;
-                while let Parsed::Frame(frame, end) = parse(&held).unwrap() {
+                while let Some((frame, end)) = parse(&held).unwrap() {
                     seen.push(frame.payload.len());
                     held.drain(..end);
                 }

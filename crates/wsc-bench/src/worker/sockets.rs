@@ -15,7 +15,7 @@ use mio::{Interest, Registry, Token, event::Event, net::TcpStream};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 use super::{
-    frame::{self, Opcode, Parsed},
+    frame::{self, Opcode},
     http, source,
 };
 use crate::message::Endpoint;
@@ -303,8 +303,8 @@ impl Sockets {
                 }
                 Phase::Open => {
                     let (frame, end) = match frame::parse(rest) {
-                        Ok(Parsed::Frame(frame, end)) => (frame, end),
-                        Ok(Parsed::Partial(_)) => return Ok(Ok(used)),
+                        Ok(Some(frame)) => frame,
+                        Ok(None) => return Ok(Ok(used)),
                         Err(e) => return Ok(Err(End::Broken(e.into()))),
                     };
                     used += end;
