@@ -110,7 +110,10 @@ impl Connector {
                     Ok(Inbound::Connected(connected)) => Ok((Socket::new(socket), connected)),
                     _ => Err(Cause::Protocol("the first frame is not `connected`".to_owned())),
                 },
-                Some(Ok(Message::Close(frame))) => Err(Cause::Closed(closing(frame.as_ref()))),
+                Some(Ok(Message::Close(frame))) => {
+                    Socket::new(socket).finish().await;
+                    Err(Cause::Closed(closing(frame.as_ref())))
+                }
                 Some(Ok(_)) => Err(Cause::Protocol("the first frame is not `connected`".to_owned())),
                 Some(Err(error)) => Err(lost(error)),
                 None => Err(lost(tungstenite::Error::ConnectionClosed)),
