@@ -47,10 +47,7 @@ pub fn upgrade_response<B>(
 ) -> Result<Response<()>, Box<Response<Vec<u8>>>> {
     match create_response_with_body(request, || ()) {
         Ok(mut response) => {
-            if let Some(subprotocol) = subprotocol {
-                let value = HeaderValue::from_static(subprotocol);
-                response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, value);
-            }
+            select(&mut response, subprotocol);
             Ok(response)
         }
         Err(tungstenite::Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader)) => {
@@ -60,6 +57,12 @@ pub fn upgrade_response<B>(
             Err(Box::new(response))
         }
         Err(e) => Err(Box::new(refusal(StatusCode::BAD_REQUEST, &e.to_string()))),
+    }
+}
+
+fn select(response: &mut Response<()>, subprotocol: Option<&'static str>) {
+    if let Some(subprotocol) = subprotocol {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
     }
 }
 
@@ -276,11 +279,14 @@ async fn decide<S: Service>(
     let Some((request, end)) = request.zip(end) else {
         return Ok(Outcome::Http(Box::new(Replay::new(bytes, stream.into_stream()))));
     };
-    if let Err(response) = upgrade_response(&request, None) {
-        count(&transport.shared.stats.handshakes_malformed);
-        refuse(stream, *response).await?;
-        return Ok(Outcome::Over);
-    }
+    let mut response = match upgrade_response(&request, None) {
+        Ok(response) => response,
+        Err(response) => {
+            count(&transport.shared.stats.handshakes_malformed);
+            refuse(stream, *response).await?;
+            return Ok(Outcome::Over);
+        }
+    };
     let (subprotocol, close, ticket) = match transport.service.admit(&request, peer).await {
         Admission::Accept { ticket, subprotocol } => (subprotocol, None, Some(ticket)),
         Admission::Close { close, subprotocol } => (subprotocol, Some(close), None),
@@ -289,7 +295,7 @@ async fn decide<S: Service>(
             return Ok(Outcome::Over);
         }
     };
-    let Ok(mut response) = upgrade_response(&request, subprotocol) else { return Ok(Outcome::Over) };
+    select(&mut response, subprotocol);
     let extensions = match &ticket {
         Some(_) => Extensions::agree(&transport.shared.limits, &request, &mut response),
         None => Extensions::default(),
