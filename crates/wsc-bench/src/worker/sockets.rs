@@ -207,7 +207,9 @@ impl Sockets {
     ) -> anyhow::Result<()> {
         let slot = event.token().0;
         let Some(socket) = self.table.get_mut(slot).and_then(Option::as_mut) else { return Ok(()) };
-        if event.is_writable() && !socket.unsent.is_empty() {
+        // On an error there is nothing to write, and writing would take the error that reading is to find, behind what
+        // the server said last.
+        if event.is_writable() && !event.is_error() && !socket.unsent.is_empty() {
             let unsent = std::mem::take(&mut socket.unsent);
             // An error here shows when reading.
             let _ = socket.write(&unsent);
