@@ -105,6 +105,7 @@ async fn serve(hub: Rc<RefCell<Hub>>, stream: TcpStream) -> io::Result<()> {
         return stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy").await;
     }
     let mut query = String::new();
+    #[expect(clippy::result_large_err, reason = "tungstenite's signature")]
     let accept = |request: &Request, mut response: Response| {
         query = request.uri().query().unwrap_or_default().to_owned();
         let offered = request.headers().get("sec-websocket-protocol").cloned();
