@@ -39,6 +39,8 @@ enum Command {
     /// Print a settings file with every key, its meaning and its default
     DefaultConfig,
     /// Measure a hub, or another server that speaks its protocol
+    ///
+    /// Without --url a scenario starts a hub of its own, measures it and ends it: `wsc bench fanout` alone is enough.
     #[cfg(feature = "bench")]
     Bench(wsc_bench::BenchArgs),
     /// Print the version
