@@ -6,14 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::{
     args::{BenchArgs, Common, OutputArgs, Scenario},
-    cpus::{Cpus, Group},
+    cpus::Cpus,
     fleet::{Crew, Fleet},
     plot,
+    progress::Progress,
     report::{self, Outcome, Report},
     scenario,
     server::{Server, Subject},
@@ -94,27 +94,24 @@ pub(crate) struct Bench {
     pub(crate) subject: Subject,
     pub(crate) common: Common,
     pub(crate) cpus: Cpus,
-    pub(crate) progress: ProgressBar,
+    pub(crate) progress: Progress,
     descriptors: u64,
 }
 
 impl Bench {
     /// Measures the server that the command line names.
     pub(crate) fn new(common: &Common, program: &Program) -> anyhow::Result<Self> {
-        Self::of(Subject::chosen(&common.server, program)?, common, program)
+        Self::of(Subject::chosen(&common.server, program)?, common, program, Progress::new(common.output.quiet))
     }
 
     /// Measures this server.
-    pub(crate) fn of(subject: Subject, common: &Common, program: &Program) -> anyhow::Result<Self> {
+    pub(crate) fn of(subject: Subject, common: &Common, program: &Program, progress: Progress) -> anyhow::Result<Self> {
         let cpus = match &subject {
             // Nobody knows which CPUs somebody else's server uses.
             Subject::Foreign { .. } => Cpus::unpinned(),
             Subject::Child { .. } if common.server.no_pin => Cpus::unpinned(),
             Subject::Child { .. } => Cpus::share(common.server.server_threads)?,
         };
-        let progress = if common.output.quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-        progress
-            .set_style(ProgressStyle::with_template("{spinner} {prefix}{msg} {human_pos}/{human_len} [{elapsed}]")?);
         Ok(Self {
             program: program.clone(),
             subject,
@@ -135,15 +132,11 @@ impl Bench {
         let mut runs = Vec::with_capacity(output.repeat);
         for run in 1..=output.repeat {
             if output.repeat > 1 {
-                self.progress.set_prefix(format!("run {run} of {}: ", output.repeat));
+                self.progress.prefix(format!("run {run} of {}: ", output.repeat));
             }
-            self.progress.enable_steady_tick(Duration::from_millis(200));
-            let outcome = measure().await;
-            self.progress.disable_steady_tick();
-            self.progress.set_message("");
-            runs.push(outcome.inspect_err(|_| self.progress.finish_and_clear())?);
+            runs.push(measure().await.inspect_err(|_| self.progress.finish())?);
         }
-        self.progress.finish_and_clear();
+        self.progress.finish();
         let report = Report { title, runs };
         show(&report.table(), output.json.as_deref())?;
         if let Some(path) = &output.json {
@@ -160,7 +153,7 @@ impl Bench {
 
     /// Starts the server, or finds it.
     pub(crate) async fn server(&self) -> anyhow::Result<Server> {
-        self.progress.set_message("starting the server");
+        self.progress.stage("starting the server", None);
         Server::start(&self.subject, self.common.server.token.as_deref(), &self.cpus.server).await
     }
 
@@ -199,24 +192,15 @@ impl Bench {
     pub(crate) fn method(&self, server: &Server, processes: usize) -> Vec<String> {
         vec![
             format!("server: {}", server.describe()),
-            format!(
-                "clients: {processes} process{}, on {}",
-                if processes == 1 { "" } else { "es" },
-                clients_on(&self.cpus.clients)
-            ),
+            format!("clients: {processes} process{}, on {}", if processes == 1 { "" } else { "es" }, self.cpus.clients),
         ]
     }
 
     /// Waits, and says why.
     pub(crate) async fn settle(&self, why: &str, time: Duration) {
-        self.progress.set_message(why.to_owned());
-        self.progress.unset_length();
+        self.progress.stage(why, None);
         tokio::time::sleep(time).await;
     }
-}
-
-fn clients_on(group: &Group) -> String {
-    group.to_string()
 }
 
 /// Shows a table: on the standard output, unless that is for JSON.

@@ -3,7 +3,6 @@
 use std::{ops::Range, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail};
-use indicatif::ProgressBar;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, Command as Process},
@@ -17,6 +16,7 @@ use crate::{
     message::{
         Command, Done, Ending, Endpoint, Event, Exchange, ExchangeKind, Fanout, Limit, Open, Pace, Rooms, Sender,
     },
+    progress::Progress,
 };
 
 /// Some worker processes that share the connections of one run.
@@ -24,7 +24,7 @@ use crate::{
 pub(crate) struct Fleet {
     workers: Vec<Worker>,
     events: mpsc::Receiver<(usize, anyhow::Result<Event>)>,
-    progress: ProgressBar,
+    progress: Progress,
 }
 
 /// What makes workers what they are.
@@ -37,7 +37,7 @@ pub(crate) struct Crew<'a> {
     pub(crate) patience: Duration,
     /// How much less important than others they are to the scheduler, 0 to 19.
     pub(crate) nice: i32,
-    pub(crate) progress: ProgressBar,
+    pub(crate) progress: Progress,
 }
 
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Fleet {
 
     /// Opens connections that there were before.
     pub(crate) async fn reopen(&mut self, what: &str, crowd: &Crowd, how: &Opened) -> anyhow::Result<Together> {
-        self.stage(what, crowd.len() as u64);
+        self.progress.stage(what, Some(crowd.len() as u64));
         let processes = crowd.0.len().max(1);
         self.all(crowd, |slots, first| {
             Command::Open(Open {
@@ -162,7 +162,7 @@ impl Fleet {
         limit: Limit,
         payload: usize,
     ) -> anyhow::Result<Together> {
-        self.stage(what, if let Limit::Count(count) = limit { count } else { 0 });
+        self.progress.stage(what, limit.count());
         let all = crowd.len() as f64;
         self.all(crowd, |slots, first| {
             let part = slots.len() as f64 / all;
@@ -181,7 +181,9 @@ impl Fleet {
 
     /// Sends to many, and waits until all have it.
     pub(crate) async fn fan_out(&mut self, what: &str, spec: &FanOut<'_>) -> anyhow::Result<Together> {
-        self.stage(what, 0);
+        let deliveries = spec.limit.count().map(|messages| messages * spec.members.len() as u64);
+        self.progress.stage(what, deliveries);
+        let mut progress = vec![0; self.workers.len()];
         let listeners: Vec<_> =
             spec.members.0.iter().enumerate().filter(|(_, (slots, _))| !slots.is_empty()).map(|(n, _)| n).collect();
         let mut waiting = vec![true; self.workers.len()];
@@ -213,6 +215,10 @@ impl Fleet {
                     }
                     together.add(&done);
                 }
+                (worker, Event::Progress(figure)) => {
+                    progress[worker] = figure;
+                    self.progress.at(progress.iter().sum());
+                }
                 _ => {}
             }
         }
@@ -223,28 +229,19 @@ impl Fleet {
 
     /// Ends connections.
     pub(crate) async fn close(&mut self, crowd: &Crowd, how: Ending) -> anyhow::Result<Together> {
-        self.stage("closing", crowd.len() as u64);
+        self.progress.stage("closing", Some(crowd.len() as u64));
         self.all(crowd, |slots, _| Command::Close { slots, how }).await
     }
 
     /// Waits until the server has ended connections.
     pub(crate) async fn await_end(&mut self, crowd: &Crowd) -> anyhow::Result<Together> {
-        self.stage("waiting for the end", crowd.len() as u64);
+        self.progress.stage("waiting for the end", Some(crowd.len() as u64));
         self.all(crowd, |slots, _| Command::AwaitEnd { slots }).await
     }
 
     /// How many processes there are.
     pub(crate) fn processes(&self) -> usize {
         self.workers.len()
-    }
-
-    fn stage(&self, what: &str, count: u64) {
-        self.progress.set_message(what.to_owned());
-        self.progress.set_position(0);
-        match count {
-            0 => self.progress.unset_length(),
-            count => self.progress.set_length(count),
-        }
     }
 
     /// Gives each worker with a part in the crowd a command, and waits until all are done.
@@ -272,7 +269,7 @@ impl Fleet {
                 (worker, Event::Progress(figure)) => progress[worker] = figure,
                 _ => {}
             }
-            self.progress.set_position(progress.iter().sum());
+            self.progress.at(progress.iter().sum());
         }
         Ok(together)
     }

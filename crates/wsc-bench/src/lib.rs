@@ -18,6 +18,7 @@ mod latency;
 mod message;
 mod perf;
 mod plot;
+mod progress;
 mod report;
 mod scenario;
 mod server;

@@ -119,6 +119,16 @@ pub(crate) enum Limit {
     Time(Duration),
 }
 
+impl Limit {
+    /// How many messages there will be, where that is known.
+    pub(crate) fn count(self) -> Option<u64> {
+        match self {
+            Self::Count(count) => Some(count),
+            Self::Time(_) => None,
+        }
+    }
+}
+
 /// Messages that go to many.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Fanout {

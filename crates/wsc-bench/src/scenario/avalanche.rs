@@ -27,7 +27,7 @@ pub(crate) async fn measure(bench: &Bench, args: &AvalancheArgs) -> anyhow::Resu
     let opened = Opened::new(rooms.clone(), bench.common.clients.pending);
     let (crowd, first) = fleet.open("opening", args.connections, 0, &opened).await?;
 
-    bench.progress.set_message("cutting all");
+    bench.progress.stage("cutting all", None);
     let accepting = match server.restart().await? {
         Some(accepting) => {
             fleet.await_end(&crowd).await?;

@@ -11,6 +11,7 @@ use crate::{
     args::{ChurnArgs, CompareArgs, Compared, DirectArgs, FanoutArgs},
     bench::{self, Bench},
     plot::{self, Bar, Panel},
+    progress::Progress,
     report::{self, Outcome, readable},
     server::{LISTEN, Subject},
     statistics::Spread,
@@ -52,7 +53,8 @@ struct Row {
 }
 
 pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result<()> {
-    let benches = servers(args, program)?;
+    let progress = Progress::new(args.quiet);
+    let benches = servers(args, program, &progress)?;
     let cases = cases(args);
     let mut rows: Vec<Row> = Vec::new();
     for (index, case) in cases.iter().enumerate() {
@@ -67,7 +69,7 @@ pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result
         for row in &mut rows {
             let case = &cases[row.case];
             let Some((_, _, bench)) = benches.iter().find(|(name, ..)| *name == row.server) else { continue };
-            bench.progress.set_prefix(format!(
+            progress.prefix(format!(
                 "round {round} of {}, {} ({} in flight), {}: ",
                 args.repeat, case.title, case.in_flight, row.server
             ));
@@ -78,9 +80,7 @@ pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result
             });
         }
     }
-    for (_, _, bench) in &benches {
-        bench.progress.finish_and_clear();
-    }
+    progress.finish();
 
     let title = format!(
         "compare: {} rounds, {} connections, {} bytes, servers with {} thread{}",
@@ -112,11 +112,15 @@ pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result
 }
 
 /// All servers: what they are called, what they take part in, and how they are measured.
-fn servers(args: &CompareArgs, program: &Program) -> anyhow::Result<Vec<(String, &'static [Compared], Bench)>> {
+fn servers(
+    args: &CompareArgs,
+    program: &Program,
+    progress: &Progress,
+) -> anyhow::Result<Vec<(String, &'static [Compared], Bench)>> {
     let common = args.common();
     let hub = Subject::hub(&common.server, program)?;
     let everything: &[Compared] = &[Compared::Fanout, Compared::Direct, Compared::Churn];
-    let mut servers = vec![("wsc".to_owned(), everything, Bench::of(hub, &common, program)?)];
+    let mut servers = vec![("wsc".to_owned(), everything, Bench::of(hub, &common, program, progress.clone())?)];
     let executable = match &args.targets {
         Some(path) => path.clone(),
         None => program.executable.with_file_name(BESIDE),
@@ -139,7 +143,7 @@ fn servers(args: &CompareArgs, program: &Program) -> anyhow::Result<Vec<(String,
             args: vec![name.clone(), "--listen".into(), LISTEN.into()],
             environment: vec![("TOKIO_WORKER_THREADS".into(), args.server_threads.to_string())],
         };
-        servers.push((name.clone(), target.takes, Bench::of(subject, &common, program)?));
+        servers.push((name.clone(), target.takes, Bench::of(subject, &common, program, progress.clone())?));
     }
     Ok(servers)
 }

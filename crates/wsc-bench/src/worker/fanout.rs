@@ -227,7 +227,9 @@ impl Load for FanningOut {
     }
 
     fn progress(&self) -> u64 {
-        self.deliveries + self.sending.as_ref().map_or(0, |sending| sending.done)
+        // A sender without members here lives from what others tell it.
+        let done = self.sending.as_ref().map_or(0, |sending| sending.done);
+        if self.counts.is_empty() { done } else { self.deliveries }
     }
 
     fn stalled(&mut self) -> anyhow::Result<()> {
