@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 
+use flate2::{Compress, Compression, FlushCompress};
 use tungstenite::{
     Error, Message,
     protocol::{Role, WebSocketConfig, WebSocketContext},
@@ -19,6 +20,7 @@ pub fn check(input: &[u8]) {
     assert_eq!(listen(input.pieces(), max, false), ours, "the same bytes in pieces");
     agree(&ours, &oracle(input.pieces(), max), &input);
     check_with_deflate(&input, &ours);
+    check_packed(&input);
 }
 
 /// Where compression was agreed on, whatever does not use it means the same.
@@ -38,6 +40,41 @@ fn check_with_deflate(input: &Input<'_>, plain: &[Heard]) {
     if !uses_it {
         assert_eq!(deflating, plain, "nothing is compressed");
     }
+}
+
+/// What a client compresses, in as many fragments as there are pieces, is what arrives.
+fn check_packed(input: &Input<'_>) {
+    let payload = input.stream;
+    let text = str::from_utf8(payload);
+    let packed = pack(payload);
+    let mut stream = Vec::new();
+    let fragments = input.cuts.len() - 1;
+    let mut rest = &packed[..];
+    for at in 0..fragments {
+        let is_last = at + 1 == fragments;
+        let (fragment, after) =
+            rest.split_at(if is_last { rest.len() } else { rest.len().min(input.cuts[at + 1] - input.cuts[at]) });
+        rest = after;
+        let first = if at == 0 { 0x40 | if text.is_ok() { 1 } else { 2 } } else { 0 };
+        Frame::new(first | if is_last { 0x80 } else { 0 }, fragment).write(&mut stream);
+    }
+    let max = input.max_message_size;
+    let expected = match text {
+        _ if payload.len() > max || packed.len() > max => Heard::Violation(1009),
+        Ok(text) => Heard::Text(text.to_owned()),
+        Err(_) => Heard::Binary(payload.to_vec()),
+    };
+    assert_eq!(listen([&stream[..]], max, true), [expected]);
+}
+
+/// Compresses as RFC 7692 §7.2.1 says.
+fn pack(payload: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(payload.len() + payload.len() / 8 + 64);
+    let mut compress = Compress::new(Compression::fast(), false);
+    compress.compress_vec(payload, &mut packed, FlushCompress::Sync).expect("room for all of it");
+    assert!(packed.ends_with(&[0, 0, 0xFF, 0xFF]));
+    packed.truncate(packed.len() - 4);
+    packed
 }
 
 /// Compares what we heard with what tungstenite did.
