@@ -45,7 +45,6 @@ pub(crate) struct FanningOut {
 #[derive(Debug)]
 struct Sending {
     sender: Sender,
-    path: &'static str,
     text: Vec<u8>,
     /// How many messages all members of each worker have.
     through: BTreeMap<usize, u64>,
@@ -73,7 +72,6 @@ impl FanningOut {
                 format!(r#"{{"message_type":"room_message","data":{{"room_id":"{room}","content":"{content}"}}}}"#)
             };
             Sending {
-                path: "/api/broadcast",
                 text: text.into_bytes(),
                 through: sender.listeners.iter().map(|&worker| (worker, 0)).collect(),
                 sent: 0,
@@ -145,21 +143,32 @@ impl Sending {
         }
     }
 
+    /// Fills up what is in flight.
     fn send_what_may_be_sent(&mut self, io: &mut Sockets, broadcast: bool, in_flight: usize) -> anyhow::Result<()> {
-        while self.sent - self.done < in_flight as u64 && !self.asking {
-            let now = Instant::now();
-            if !self.may_send(now) {
-                break;
-            }
-            if broadcast {
-                io.post(self.sender.slot, self.path, &self.text)?;
-                self.asking = true;
-            } else {
-                io.send(self.sender.slot, &self.text)?;
-            }
-            self.sent += 1;
-            self.sent_at.push_back(now);
+        let now = Instant::now();
+        if self.asking || !self.may_send(now) {
+            return Ok(());
         }
+        let mut room = in_flight as u64 - (self.sent - self.done);
+        if broadcast {
+            room = room.min(1);
+        }
+        if let Limit::Count(count) = self.sender.limit {
+            room = room.min(count - self.sent);
+        }
+        if room == 0 {
+            return Ok(());
+        }
+        if broadcast {
+            io.post(self.sender.slot, API, &self.text)?;
+            self.asking = true;
+        } else {
+            // In one write, as a client with a buffer does. Messages that have become through together stay together,
+            // so that so many in flight are a burst of so many.
+            io.send_repeatedly(self.sender.slot, &self.text, room as usize)?;
+        }
+        self.sent += room;
+        self.sent_at.extend(std::iter::repeat_n(now, room as usize));
         Ok(())
     }
 }
@@ -255,3 +264,5 @@ impl Load for FanningOut {
         })
     }
 }
+
+const API: &str = "/api/broadcast";

@@ -145,8 +145,15 @@ impl Sockets {
 
     /// Sends a text message.
     pub(crate) fn send(&mut self, slot: usize, text: &[u8]) -> anyhow::Result<()> {
+        self.send_repeatedly(slot, text, 1)
+    }
+
+    /// Sends the same text message so many times, all in one write.
+    pub(crate) fn send_repeatedly(&mut self, slot: usize, text: &[u8], times: usize) -> anyhow::Result<()> {
         let mut out = std::mem::take(&mut self.out);
-        frame::write(&mut out, Opcode::Text, text);
+        for _ in 0..times {
+            frame::write(&mut out, Opcode::Text, text);
+        }
         let result = self.write(slot, &out);
         out.clear();
         self.out = out;
