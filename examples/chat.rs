@@ -6,50 +6,43 @@
 
 #![expect(clippy::print_stdout, reason = "an example talks to its reader")]
 
-use serde_json::json;
-use wsc_examples::{Client, Error};
+use serde::{Deserialize, Serialize};
+use wsc_client::{Client, Outcome};
+use wsc_examples::{Error, next_delivery};
 use wsc_hub::Hub;
+
+/// What people say to each other: any type that serde can write and read.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    text: String,
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let hub = Hub::builder().start()?;
-    let address = hub.listen("127.0.0.1:0".parse()?)?;
+    let url = format!("ws://{}/ws", hub.listen("127.0.0.1:0".parse()?)?);
 
-    let mut alice = Client::connect(address, "alice").await?;
-    let mut bob = Client::connect(address, "bob").await?;
-    for client in [&mut alice, &mut bob] {
-        client.send(json!({"message_type": "join_room", "data": {"room_id": "garden"}})).await?;
-        client.expect("room_joined").await?;
-    }
+    let (alice, mut alice_events) = Client::builder(&url).user_id("alice").connect().await?;
+    let (bob, mut bob_events) = Client::builder(&url).user_id("bob").connect().await?;
+    alice.join_room("garden").await?;
+    bob.join_room("garden").await?;
 
-    alice
-        .send(json!({
-            "message_type": "room_message",
-            "message_id": 1,
-            "data": {"room_id": "garden", "content": {"text": "hello, everybody"}},
-        }))
-        .await?;
     // The sender is told how many it was for, and gets no copy.
-    let accepted = alice.expect("accepted").await?;
-    println!("alice: accepted for {} member(s)", accepted["data"]["recipients"]);
-    assert_eq!(accepted["data"]["recipients"], 1);
+    let accepted = alice.room_message("garden", &Line { text: "hello, everybody".into() }).await?;
+    println!("alice: accepted for {} member(s)", accepted.recipients);
+    assert_eq!(accepted.recipients, 1);
 
-    let message = bob.expect("room_message").await?;
-    println!("bob hears {} say {}", message["data"]["sender_id"], message["data"]["content"]["text"]);
-    assert_eq!(message["data"]["sender_id"], "alice");
+    let message = next_delivery(&mut bob_events).await?;
+    println!("bob hears {} say {:?}", message.sender_id, message.content::<Line>()?.text);
+    assert_eq!((message.sender_id.as_str(), message.room_id()), ("alice", Some("garden")));
 
-    bob.send(json!({
-        "message_type": "direct_message",
-        "message_id": 2,
-        "data": {"target_id": "alice", "content": "and hello to you"},
-    }))
-    .await?;
-    let message = alice.expect("direct_message").await?;
-    println!("alice reads {}", message["data"]["content"]);
-    let accepted = bob.expect("accepted").await?;
-    println!("bob: {}", accepted["data"]["outcome"]);
-    assert_eq!(accepted["data"]["outcome"], "sent");
+    let accepted = bob.direct_message("alice", "and hello to you").await?;
+    println!("bob: {}", accepted.outcome.as_str());
+    assert_eq!(accepted.outcome, Outcome::Sent);
+    println!("alice reads {}", next_delivery(&mut alice_events).await?.content);
 
+    alice.close().await;
+    bob.close().await;
     hub.shutdown().await;
     Ok(())
 }

@@ -12,7 +12,8 @@ use axum::{Router, routing::get};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::TcpListener;
-use wsc_examples::{Client, Error, is_self_test};
+use wsc_client::Client;
+use wsc_examples::{Error, is_self_test};
 use wsc_hub::{Context, ErrorCode, ErrorReply, Hub};
 
 #[derive(Deserialize)]
@@ -21,7 +22,7 @@ struct Division {
     divisor: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Quotient {
     quotient: f64,
     asked_by: String,
@@ -49,11 +50,14 @@ async fn main() -> Result<(), Error> {
     let server = tokio::spawn(async move { axum::serve(listener, service).await });
 
     if is_self_test() {
-        let mut client = Client::connect(address, "alice").await?;
-        client.send(json!({"message_type": "divide", "data": {"dividend": 6, "divisor": 4}})).await?;
-        let reply = client.expect("divide").await?;
-        assert_eq!(reply["data"], json!({"quotient": 1.5, "asked_by": "alice"}));
-        println!("ok: {reply}");
+        let (client, _) = Client::builder(format!("ws://{address}/ws")).user_id("alice").connect().await?;
+        let quotient: Quotient = client.request("divide", &json!({"dividend": 6, "divisor": 4})).await?.data()?;
+        assert_eq!((quotient.quotient, quotient.asked_by.as_str()), (1.5, "alice"));
+        println!("ok: 6 / 4 is {}", quotient.quotient);
+        if let Err(refused) = client.request("divide", &json!({"dividend": 6, "divisor": 0})).await {
+            println!("ok: 6 / 0 is refused: {refused}");
+        }
+        client.close().await;
     } else {
         tokio::signal::ctrl_c().await?;
     }

@@ -6,8 +6,9 @@
 
 #![expect(clippy::print_stdout, reason = "an example talks to its reader")]
 
-use serde_json::json;
-use wsc_examples::{Client, Error};
+use serde_json::{Value, json};
+use wsc_client::{Client, DeliveryKind, Event, RoomNotice};
+use wsc_examples::{Error, next_delivery};
 use wsc_hub::{FailureReason, Hub, Outcome, RoomOptions};
 
 #[tokio::main]
@@ -16,13 +17,15 @@ async fn main() -> Result<(), Error> {
     let address = hub.listen("127.0.0.1:0".parse()?)?;
     hub.events().register_sync("user.*".parse()?, |event| println!("event: {event:?}"));
 
-    let mut alice = Client::connect(address, "alice").await?;
+    // Who only listens needs no more than the events.
+    let (_, mut alice) = Client::builder(format!("ws://{address}/ws")).user_id("alice").connect().await?;
 
     // To a user, on all devices.
     let receipt = hub.send_to_user("alice", json!({"order": 7, "state": "shipped"}))?;
     println!("{} was {}", receipt.id, receipt.fate.outcome.as_str());
     assert_eq!(receipt.fate.outcome, Outcome::Sent);
-    assert_eq!(alice.expect("user_message").await?["data"]["content"]["order"], 7);
+    let message = next_delivery(&mut alice).await?;
+    assert_eq!(message.content::<Value>()?["order"], 7);
 
     // To somebody who is away: it fails at once, and says why.
     let receipt = hub.send_to_user("bob", "are you there?")?;
@@ -32,15 +35,16 @@ async fn main() -> Result<(), Error> {
     // To a room that the program fills.
     hub.create_room("orders", RoomOptions::default())?;
     hub.join_room("orders", "alice")?;
-    alice.expect("room_joined").await?;
+    assert!(matches!(alice.next().await, Some(Event::Room(RoomNotice::Added { .. }))));
     let (id, members) = hub.send_to_room("orders", "new prices")?;
     println!("{id} went to {members} member(s)");
-    assert_eq!(alice.expect("room_message").await?["data"]["content"], "new prices");
+    let message = next_delivery(&mut alice).await?;
+    assert_eq!((message.room_id(), message.content::<String>()?.as_str()), (Some("orders"), "new prices"));
 
     // To everybody.
     let (_, connections) = hub.broadcast("maintenance at noon", None)?;
     println!("broadcast to {connections} connection(s)");
-    assert_eq!(alice.expect("broadcast").await?["data"]["content"], "maintenance at noon");
+    assert_eq!(next_delivery(&mut alice).await?.kind, DeliveryKind::Broadcast);
 
     hub.shutdown().await;
     Ok(())

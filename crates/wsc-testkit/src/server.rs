@@ -222,9 +222,7 @@ impl ServerProcess {
 
     /// Sends this process the signal to terminate, without waiting.
     pub fn signal_terminate(&self) {
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
-        let pid = pid.and_then(Pid::from_raw).expect("the server still runs");
-        kill_process(pid, Signal::TERM).expect("the server can be signalled");
+        self.signal(Signal::TERM);
     }
 
     /// Terminates the server and waits for it; gives its exit code, or minus
@@ -236,6 +234,33 @@ impl ServerProcess {
     pub async fn terminate(&mut self) -> i32 {
         self.signal_terminate();
         self.wait().await
+    }
+
+    /// Kills the server, which has no time to say goodbye, and waits until it
+    /// is gone and its port is free.
+    ///
+    /// # Panics
+    ///
+    /// As [`ServerProcess::terminate`].
+    pub async fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait().await;
+    }
+
+    /// Stops the process where it is: its sockets stay, nobody answers.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a process that was stopped go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
+        let pid = pid.and_then(Pid::from_raw).expect("the server still runs");
+        kill_process(pid, signal).expect("the server can be signalled");
     }
 
     /// Waits for the server to end by itself; result as of

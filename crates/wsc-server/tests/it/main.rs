@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "everything here is a test, its helpers too")]
 
 mod cli;
+mod client;
 mod delivery;
 mod exposure;
 mod frames;
