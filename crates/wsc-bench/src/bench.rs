@@ -157,12 +157,19 @@ impl Bench {
         Server::start(&self.subject, self.common.server.token.as_deref(), &self.cpus.server).await
     }
 
-    /// Starts worker processes for so many connections, by the same name in all of this run.
-    pub(crate) async fn fleet(
+    /// Starts worker processes for so many connections.
+    pub(crate) async fn fleet(&self, server: &Server, connections: usize) -> anyhow::Result<Fleet> {
+        self.fleet_beside(server, &run_name(), connections, 0, 0).await
+    }
+
+    /// Starts worker processes for so many connections of a run in which there are others already, as important as
+    /// `nice` says.
+    pub(crate) async fn fleet_beside(
         &self,
         server: &Server,
         run: &str,
         connections: usize,
+        others: usize,
         nice: i32,
     ) -> anyhow::Result<Fleet> {
         let processes = match self.common.clients.processes {
@@ -182,6 +189,7 @@ impl Bench {
             cpus: &self.cpus.clients,
             run,
             patience: self.common.clients.patience,
+            others,
             nice,
             progress: self.progress.clone(),
         };

@@ -35,6 +35,8 @@ pub(crate) struct Crew<'a> {
     pub(crate) cpus: &'a Group,
     pub(crate) run: &'a str,
     pub(crate) patience: Duration,
+    /// How many workers of other fleets there are in the same run.
+    pub(crate) others: usize,
     /// How much less important than others they are to the scheduler, 0 to 19.
     pub(crate) nice: i32,
     pub(crate) progress: Progress,
@@ -49,9 +51,9 @@ struct Worker {
     slots: usize,
 }
 
-/// Connections of a fleet that were opened together: for each worker its slots, and the number of the first.
+/// Some connections of a fleet: for each worker its slots.
 #[derive(Clone, Debug)]
-pub(crate) struct Crowd(Vec<(Range<usize>, u64)>);
+pub(crate) struct Crowd(Vec<Range<usize>>);
 
 /// What a fleet did in one go.
 #[derive(Debug)]
@@ -96,6 +98,7 @@ impl Fleet {
             let begin = Command::Begin {
                 endpoint: crew.endpoint.clone(),
                 run: crew.run.to_owned(),
+                first: (crew.others + index) as u64 * NUMBERS,
                 patience: crew.patience,
                 nice: crew.nice,
             };
@@ -105,23 +108,14 @@ impl Fleet {
         Ok(Self { workers, events, progress: crew.progress.clone() })
     }
 
-    /// Opens connections, shared evenly among the workers, numbered from `first`.
-    pub(crate) async fn open(
-        &mut self,
-        what: &str,
-        count: usize,
-        first: u64,
-        how: &Opened,
-    ) -> anyhow::Result<(Crowd, Together)> {
-        let mut crowd = Vec::new();
-        let mut number = first;
+    /// Opens connections, shared evenly among the workers.
+    pub(crate) async fn open(&mut self, what: &str, count: usize, how: &Opened) -> anyhow::Result<(Crowd, Together)> {
         let parts = how.workers.unwrap_or(usize::MAX).min(self.workers.len());
-        for (worker, share) in self.workers.iter_mut().zip(shares(count, parts)) {
-            crowd.push((worker.slots..worker.slots + share, number));
+        let take = |(worker, share): (&mut Worker, usize)| {
             worker.slots += share;
-            number += share as u64;
-        }
-        let crowd = Crowd(crowd);
+            worker.slots - share..worker.slots
+        };
+        let crowd = Crowd(self.workers.iter_mut().zip(shares(count, parts)).map(take).collect());
         let together = self.reopen(what, &crowd, how).await?;
         Ok((crowd, together))
     }
@@ -130,10 +124,9 @@ impl Fleet {
     pub(crate) async fn reopen(&mut self, what: &str, crowd: &Crowd, how: &Opened) -> anyhow::Result<Together> {
         self.progress.stage(what, Some(crowd.len() as u64));
         let processes = crowd.0.len().max(1);
-        self.all(crowd, |slots, first| {
+        self.all(crowd, |slots| {
             Command::Open(Open {
                 slots,
-                first,
                 rooms: how.rooms.clone(),
                 pending: how.pending.div_ceil(processes),
                 retry: how.retry,
@@ -164,7 +157,7 @@ impl Fleet {
     ) -> anyhow::Result<Together> {
         self.progress.stage(what, limit.count());
         let all = crowd.len() as f64;
-        self.all(crowd, |slots, first| {
+        self.all(crowd, |slots| {
             let part = slots.len() as f64 / all;
             let pace = match pace {
                 Pace::Rate { per_second } => Pace::Rate { per_second: per_second * part },
@@ -174,7 +167,7 @@ impl Fleet {
                 Limit::Count(count) => Limit::Count((count as f64 * part).round() as u64),
                 time @ Limit::Time(_) => time,
             };
-            Command::Exchange(Exchange { slots, first, kind, pace, limit, payload })
+            Command::Exchange(Exchange { slots, kind, pace, limit, payload })
         })
         .await
     }
@@ -185,7 +178,7 @@ impl Fleet {
         self.progress.stage(what, deliveries);
         let mut progress = vec![0; self.workers.len()];
         let listeners: Vec<_> =
-            spec.members.0.iter().enumerate().filter(|(_, (slots, _))| !slots.is_empty()).map(|(n, _)| n).collect();
+            spec.members.0.iter().enumerate().filter(|(_, slots)| !slots.is_empty()).map(|(n, _)| n).collect();
         let mut waiting = vec![true; self.workers.len()];
         // The sender comes last, so that all are listening when it begins.
         for worker in (0..self.workers.len()).rev() {
@@ -195,7 +188,7 @@ impl Fleet {
                 limit: spec.limit,
                 payload: spec.payload,
             });
-            let members = spec.members.0.get(worker).map_or(0..0, |(slots, _)| slots.clone());
+            let members = spec.members.0.get(worker).map_or(0..0, Range::clone);
             let fanout = Fanout { worker, broadcast: spec.broadcast, members, sender, in_flight: spec.in_flight };
             self.send(worker, &Command::Fanout(fanout)).await?;
             while !matches!(self.next().await?, (_, Event::Started)) {}
@@ -230,13 +223,13 @@ impl Fleet {
     /// Ends connections.
     pub(crate) async fn close(&mut self, crowd: &Crowd, how: Ending) -> anyhow::Result<Together> {
         self.progress.stage("closing", Some(crowd.len() as u64));
-        self.all(crowd, |slots, _| Command::Close { slots, how }).await
+        self.all(crowd, |slots| Command::Close { slots, how }).await
     }
 
     /// Waits until the server has ended connections.
     pub(crate) async fn await_end(&mut self, crowd: &Crowd) -> anyhow::Result<Together> {
         self.progress.stage("waiting for the end", Some(crowd.len() as u64));
-        self.all(crowd, |slots, _| Command::AwaitEnd { slots }).await
+        self.all(crowd, |slots| Command::AwaitEnd { slots }).await
     }
 
     /// How many processes there are.
@@ -245,11 +238,11 @@ impl Fleet {
     }
 
     /// Gives each worker with a part in the crowd a command, and waits until all are done.
-    async fn all(&mut self, crowd: &Crowd, command: impl Fn(Range<usize>, u64) -> Command) -> anyhow::Result<Together> {
+    async fn all(&mut self, crowd: &Crowd, command: impl Fn(Range<usize>) -> Command) -> anyhow::Result<Together> {
         let mut waiting = vec![false; self.workers.len()];
-        for (worker, (slots, first)) in crowd.0.iter().enumerate() {
+        for (worker, slots) in crowd.0.iter().enumerate() {
             if !slots.is_empty() {
-                self.send(worker, &command(slots.clone(), *first)).await?;
+                self.send(worker, &command(slots.clone())).await?;
                 waiting[worker] = true;
             }
         }
@@ -326,18 +319,17 @@ pub(crate) struct FanOut<'a> {
 
 impl Crowd {
     pub(crate) fn len(&self) -> usize {
-        self.0.iter().map(|(slots, _)| slots.len()).sum()
+        self.0.iter().map(ExactSizeIterator::len).sum()
     }
 
     /// The slot of the first connection in the first worker.
     pub(crate) fn first_slot(&self) -> usize {
-        self.0.first().map_or(0, |(slots, _)| slots.start)
+        self.0.first().map_or(0, |slots| slots.start)
     }
 
     /// These and others that were opened next.
     pub(crate) fn and(&self, next: &Self) -> Self {
-        let joined = self.0.iter().zip(&next.0).map(|((a, first), (b, _))| (a.start..b.end, *first));
-        Self(joined.collect())
+        Self(self.0.iter().zip(&next.0).map(|(these, next)| these.start..next.end).collect())
     }
 }
 
@@ -370,6 +362,9 @@ fn shares(count: usize, parts: usize) -> impl Iterator<Item = usize> {
     (0..parts).map(move |part| count / parts + usize::from(part < count % parts))
 }
 
+/// Each worker has so many numbers for its connections: more than it can have connections.
+const NUMBERS: u64 = 1_000_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,9 +380,9 @@ mod tests {
 
     #[test]
     fn crowds_join_where_they_follow_each_other() {
-        let few = Crowd(vec![(0..3, 0), (0..2, 3)]);
-        let more = Crowd(vec![(3..7, 5), (2..6, 9)]);
-        assert_eq!(few.and(&more).0, [(0..7, 0), (0..6, 3)]);
+        let few = Crowd(vec![0..3, 0..2]);
+        let more = Crowd(vec![3..7, 2..6]);
+        assert_eq!(few.and(&more).0, [0..7, 0..6]);
         assert_eq!(few.and(&more).len(), 13);
     }
 }

@@ -25,6 +25,8 @@ pub(crate) enum Command {
         endpoint: Endpoint,
         /// Makes the ids of this run differ from those of another.
         run: String,
+        /// The number in the ids of its first connection; that of the others follows from their slots.
+        first: u64,
         /// How long nothing may happen before something is wrong.
         patience: Duration,
         /// How much less important than others this process is to the scheduler.
@@ -61,8 +63,6 @@ pub(crate) enum Command {
 pub(crate) struct Open {
     /// Their places in the worker's table, which grows as needed.
     pub(crate) slots: Range<usize>,
-    /// The number in the ids of the first of them.
-    pub(crate) first: u64,
     pub(crate) rooms: Rooms,
     /// At most this many at a time on their way.
     pub(crate) pending: usize,
@@ -87,8 +87,6 @@ pub(crate) enum Rooms {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Exchange {
     pub(crate) slots: Range<usize>,
-    /// The number in the ids of the first of them.
-    pub(crate) first: u64,
     pub(crate) kind: ExchangeKind,
     pub(crate) pace: Pace,
     pub(crate) limit: Limit,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::{
     args::AvalancheArgs,
-    bench::{Bench, run_name},
+    bench::Bench,
     fleet::Opened,
     message::{Ending, Rooms},
     report::{Outcome, readable},
@@ -21,11 +21,11 @@ pub(crate) fn title(args: &AvalancheArgs) -> String {
 pub(crate) async fn measure(bench: &Bench, args: &AvalancheArgs) -> anyhow::Result<Outcome> {
     let mut server = bench.server().await?;
     server.ensure_room_for(args.connections)?;
-    let mut fleet = bench.fleet(&server, &run_name(), args.connections, 0).await?;
+    let mut fleet = bench.fleet(&server, args.connections).await?;
     let mut outcome = Outcome { method: bench.method(&server, fleet.processes()), ..Outcome::default() };
     let rooms = Rooms::Spread(args.rooms);
     let opened = Opened::new(rooms.clone(), bench.common.clients.pending);
-    let (crowd, first) = fleet.open("opening", args.connections, 0, &opened).await?;
+    let (crowd, first) = fleet.open("opening", args.connections, &opened).await?;
 
     bench.progress.stage("cutting all", None);
     let accepting = match server.restart().await? {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{CPU_PER_HANDSHAKE, CpuMeter, cpu_figure, per_second};
 use crate::{
     args::ChurnArgs,
-    bench::{Bench, run_name},
+    bench::Bench,
     fleet::Opened,
     message::{Ending, Rooms},
     report::{Outcome, readable},
@@ -19,13 +19,13 @@ pub(crate) async fn measure(bench: &Bench, args: &ChurnArgs) -> anyhow::Result<O
     let server = bench.server().await?;
     let batch = args.batch.min(args.count);
     server.ensure_room_for(batch)?;
-    let mut fleet = bench.fleet(&server, &run_name(), batch, 0).await?;
+    let mut fleet = bench.fleet(&server, batch).await?;
     let mut outcome = Outcome { method: bench.method(&server, fleet.processes()), ..Outcome::default() };
     outcome.method.push(format!("at most {} handshakes at a time; done with the 101", bench.common.clients.pending));
     let opened = Opened::new(Rooms::Unread, bench.common.clients.pending);
 
     // The first batch warms up.
-    let (crowd, _) = fleet.open("warming up", batch, 0, &opened).await?;
+    let (crowd, _) = fleet.open("warming up", batch, &opened).await?;
     fleet.close(&crowd, Ending::Polite).await?;
 
     let began = Instant::now();

@@ -5,7 +5,7 @@ use anyhow::ensure;
 use super::{CPU_PER_MESSAGE, CpuMeter, cpu_figure, per_second};
 use crate::{
     args::DirectArgs,
-    bench::{Bench, run_name},
+    bench::Bench,
     fleet::Opened,
     message::{ExchangeKind, Limit, Pace, Rooms},
     report::{Outcome, readable},
@@ -31,11 +31,11 @@ pub(crate) async fn measure(bench: &Bench, args: &DirectArgs) -> anyhow::Result<
     );
     let server = bench.server().await?;
     server.ensure_room_for(args.connections)?;
-    let mut fleet = bench.fleet(&server, &run_name(), args.connections, 0).await?;
+    let mut fleet = bench.fleet(&server, args.connections).await?;
     ensure!(args.connections >= 2 * fleet.processes(), "each client process needs two connections at least");
     let mut outcome = Outcome { method: bench.method(&server, fleet.processes()), ..Outcome::default() };
     let (users, _) =
-        fleet.open("opening", args.connections, 0, &Opened::new(Rooms::None, bench.common.clients.pending)).await?;
+        fleet.open("opening", args.connections, &Opened::new(Rooms::None, bench.common.clients.pending)).await?;
     let pace = args.rate.map_or(Pace::Closed { in_flight: args.in_flight }, |per_second| Pace::Rate { per_second });
     let mut exchange =
         async |what, limit| fleet.exchange(what, &users, ExchangeKind::Direct, pace, limit, args.load.payload).await;

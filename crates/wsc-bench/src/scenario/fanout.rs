@@ -5,7 +5,7 @@ use anyhow::ensure;
 use super::{CPU_PER_DELIVERY, CpuMeter, cpu_figure, per_second};
 use crate::{
     args::FanoutArgs,
-    bench::{Bench, run_name},
+    bench::Bench,
     fleet::{FanOut, Opened},
     message::{Limit, Rooms},
     perf::Perf,
@@ -25,16 +25,16 @@ pub(crate) fn title(args: &FanoutArgs) -> String {
 pub(crate) async fn measure(bench: &Bench, args: &FanoutArgs) -> anyhow::Result<Outcome> {
     let server = bench.server().await?;
     server.ensure_room_for(args.connections + 1)?;
-    let mut fleet = bench.fleet(&server, &run_name(), args.connections + 1, 0).await?;
+    let mut fleet = bench.fleet(&server, args.connections + 1).await?;
     let mut outcome = Outcome { method: bench.method(&server, fleet.processes()), ..Outcome::default() };
     let rooms = if args.broadcast { Rooms::None } else { Rooms::Spread(1) };
     let opened = Opened::new(rooms, bench.common.clients.pending);
-    let (members, _) = fleet.open("opening", args.connections, 0, &opened).await?;
+    let (members, _) = fleet.open("opening", args.connections, &opened).await?;
     let sender = if args.broadcast {
         fleet.open_http().await?
     } else {
         let alone = Opened { workers: Some(1), ..opened };
-        let (sender, _) = fleet.open("opening the sender", 1, args.connections as u64, &alone).await?;
+        let (sender, _) = fleet.open("opening the sender", 1, &alone).await?;
         sender.first_slot()
     };
     let spec = FanOut {

@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 
 use crate::{
     args::IdleArgs,
-    bench::{Bench, run_name},
+    bench::Bench,
     fleet::Opened,
     message::{Ending, ExchangeKind, Limit, Pace, Rooms},
     report::{Outcome, readable},
@@ -24,7 +24,7 @@ pub(crate) async fn measure(bench: &Bench, args: &IdleArgs) -> anyhow::Result<Ou
     let server = bench.server().await?;
     server.ensure_room_for(args.connections)?;
     let watched = server.watched().context("idle needs the server's process id: --pid")?;
-    let mut fleet = bench.fleet(&server, &run_name(), args.connections, 0).await?;
+    let mut fleet = bench.fleet(&server, args.connections).await?;
     let opened = Opened::new(Rooms::Spread(1), bench.common.clients.pending);
     let mut outcome = Outcome { method: bench.method(&server, fleet.processes()), ..Outcome::default() };
     outcome.method.push(format!("memory: VmRSS, {} after the last change", humantime::format_duration(args.settle)));
@@ -34,9 +34,9 @@ pub(crate) async fn measure(bench: &Bench, args: &IdleArgs) -> anyhow::Result<Ou
         watched.holdings()
     };
     let before = settled("looking at the server without connections").await?;
-    let (few, _) = fleet.open("opening", args.from, 0, &opened).await?;
+    let (few, _) = fleet.open("opening", args.from, &opened).await?;
     let low = settled("letting the server settle").await?;
-    let (more, _) = fleet.open("opening", args.connections - args.from, args.from as u64, &opened).await?;
+    let (more, _) = fleet.open("opening", args.connections - args.from, &opened).await?;
     let high = settled("letting the server settle").await?;
     let all = few.and(&more);
     let talked = fleet

@@ -26,29 +26,18 @@ pub(crate) async fn measure(bench: &Bench, args: &StormArgs) -> anyhow::Result<O
     let server = bench.server().await?;
     server.ensure_room_for(args.members + 1 + args.stuck + args.bystanders)?;
     let run = run_name();
-    let mut room = bench.fleet(&server, &run, args.members + 1 + args.stuck, NICE).await?;
-    let mut aside = bench.fleet(&server, &run, args.bystanders, 0).await?;
+    let mut room = bench.fleet_beside(&server, &run, args.members + 1 + args.stuck, 0, NICE).await?;
+    let mut aside = bench.fleet_beside(&server, &run, args.bystanders, room.processes(), 0).await?;
     let mut outcome =
         Outcome { method: bench.method(&server, room.processes() + aside.processes()), ..Outcome::default() };
     outcome.method.push(format!("the room's client processes are nicer by {NICE}, so that bystanders time the server"));
 
-    let mut numbers = 0;
-    let mut next = |count: usize| {
-        numbers += count as u64;
-        numbers - count as u64
-    };
     let opened = Opened::new(Rooms::Spread(1), bench.common.clients.pending);
-    let (members, _) = room.open("opening the room", args.members, next(args.members), &opened).await?;
+    let (members, _) = room.open("opening the room", args.members, &opened).await?;
     let alone = Opened { workers: Some(1), ..opened.clone() };
-    let (sender, _) = room.open("opening the sender", 1, next(1), &alone).await?;
-    let (bystanders, _) = aside
-        .open(
-            "opening the bystanders",
-            args.bystanders,
-            next(args.bystanders),
-            &Opened::new(Rooms::None, bench.common.clients.pending),
-        )
-        .await?;
+    let (sender, _) = room.open("opening the sender", 1, &alone).await?;
+    let registered = Opened::new(Rooms::None, bench.common.clients.pending);
+    let (bystanders, _) = aside.open("opening the bystanders", args.bystanders, &registered).await?;
 
     let spec = FanOut {
         members: &members,
@@ -77,7 +66,7 @@ pub(crate) async fn measure(bench: &Bench, args: &StormArgs) -> anyhow::Result<O
 
     if args.stuck > 0 {
         let stuck = Opened { stuck: true, workers: Some(1), ..opened };
-        room.open("opening those who never read", args.stuck, next(args.stuck), &stuck).await?;
+        room.open("opening those who never read", args.stuck, &stuck).await?;
         let (storm, stormed) = try_join!(
             room.fan_out("storm with members that never read", &spec),
             echo("storm with members that never read")

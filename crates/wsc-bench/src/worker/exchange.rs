@@ -5,10 +5,9 @@ use std::{collections::VecDeque, time::Instant};
 use anyhow::{Context, bail};
 
 use super::{
-    Load,
+    Load, Names,
     inbound::{Recognised, Recognition},
     sockets::{Incident, Sockets},
-    user,
 };
 use crate::{
     latency::{Latency, Schedule},
@@ -36,14 +35,13 @@ pub(crate) struct Exchanging {
 }
 
 impl Exchanging {
-    pub(crate) fn new(exchange: Exchange, run: &str) -> Self {
+    pub(crate) fn new(exchange: Exchange, names: &Names) -> Self {
         let connections = exchange.slots.len();
         let content = "x".repeat(exchange.payload);
         let text = |index: usize| match exchange.kind {
             ExchangeKind::Echo => format!(r#"{{"message_type":"ping","data":{{"ts":1}},"pad":"{content}"}}"#),
             ExchangeKind::Direct => {
-                // The workers' users are numbered one after another; see `Fleet::open`.
-                let target = user(run, exchange.first + receiver(index, connections) as u64);
+                let target = names.user(exchange.slots.start + receiver(index, connections));
                 format!(
                     r#"{{"message_type":"direct_message","data":{{"target_id":"{target}","content":"{content}"}}}}"#
                 )

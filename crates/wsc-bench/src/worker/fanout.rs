@@ -8,9 +8,8 @@ use std::{
 use anyhow::bail;
 
 use super::{
-    Load,
+    Load, Names,
     inbound::{Recognised, Recognition},
-    room,
     sockets::{Incident, Sockets},
     tell,
 };
@@ -61,11 +60,11 @@ struct Sending {
 }
 
 impl FanningOut {
-    pub(crate) fn new(fanout: Fanout, run: &str) -> Self {
+    pub(crate) fn new(fanout: Fanout, names: &Names) -> Self {
         let now = Instant::now();
         let sending = fanout.sender.clone().map(|sender| {
             let content = "x".repeat(sender.payload);
-            let room = room(run, 0);
+            let room = names.room(0);
             let text = if fanout.broadcast {
                 format!(r#"{{"content":"{content}"}}"#)
             } else {

@@ -49,7 +49,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     })?;
 
     let Ok(first) = commands.recv() else { return Ok(()) };
-    let Command::Begin { endpoint, run, patience, nice } = first? else {
+    let Command::Begin { endpoint, run, first, patience, nice } = first? else {
         anyhow::bail!("told to work before to begin")
     };
     if nice > 0 {
@@ -58,7 +58,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
     poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
     let sockets = Sockets::new(poll.registry().try_clone()?, endpoint);
-    let mut worker = Worker { poll, timer, sockets, commands, run, patience };
+    let names = Names { run, first };
+    let mut worker = Worker { poll, timer, sockets, commands, names, patience };
     loop {
         let mut idling = Idling::default();
         if worker.drive(&mut idling)?.is_none() {
@@ -108,7 +109,7 @@ struct Worker {
     timer: std::os::fd::OwnedFd,
     sockets: Sockets,
     commands: mpsc::Receiver<anyhow::Result<Command>>,
-    run: String,
+    names: Names,
     patience: Duration,
 }
 
@@ -117,7 +118,7 @@ impl Worker {
     fn perform(&mut self, command: Command) -> anyhow::Result<Option<Done>> {
         tell(&Event::Started)?;
         match command {
-            Command::Open(open) => self.drive(&mut open::Opening::new(open, &self.run.clone())),
+            Command::Open(open) => self.drive(&mut open::Opening::new(open, self.names.clone())),
             Command::OpenHttp { count } => {
                 for _ in 0..count {
                     let slot = self.sockets.len();
@@ -125,8 +126,8 @@ impl Worker {
                 }
                 Ok(Some(Done { count: count as u64, ..Done::default() }))
             }
-            Command::Exchange(exchange) => self.drive(&mut exchange::Exchanging::new(exchange, &self.run.clone())),
-            Command::Fanout(fanout) => self.drive(&mut fanout::FanningOut::new(fanout, &self.run.clone())),
+            Command::Exchange(exchange) => self.drive(&mut exchange::Exchanging::new(exchange, &self.names)),
+            Command::Fanout(fanout) => self.drive(&mut fanout::FanningOut::new(fanout, &self.names)),
             Command::Close { slots, how } => self.drive(&mut close::Closing::new(slots, Some(how))),
             Command::AwaitEnd { slots } => self.drive(&mut close::Closing::new(slots, None)),
             Command::Begin { .. } | Command::Arrived { .. } | Command::Stop { .. } => {
@@ -243,14 +244,26 @@ fn arm(timer: &std::os::fd::OwnedFd, after: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The names of those who are connected. Equally long, so that what they send and get is too.
-fn user(run: &str, number: u64) -> String {
-    format!("bench-{run}-{number:06}")
+/// What connections and rooms are called: all names of a kind are equally long, so that what is sent is too.
+#[derive(Clone, Debug)]
+struct Names {
+    run: String,
+    first: u64,
 }
 
-/// The name of a room.
-fn room(run: &str, number: u64) -> String {
-    format!("bench-{run}-room-{number:06}")
+impl Names {
+    /// The number of a connection, which no other connection of the run has.
+    fn number(&self, slot: usize) -> u64 {
+        self.first + slot as u64
+    }
+
+    fn user(&self, slot: usize) -> String {
+        format!("bench-{}-{:08}", self.run, self.number(slot))
+    }
+
+    fn room(&self, room: u64) -> String {
+        format!("bench-{}-room-{room:06}", self.run)
+    }
 }
 
 const COMMAND: Token = Token(usize::MAX - 1);

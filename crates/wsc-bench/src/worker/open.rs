@@ -10,9 +10,8 @@ use anyhow::bail;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
-    Load, inbound, room,
+    Load, Names, inbound,
     sockets::{Incident, Sockets},
-    user,
 };
 use crate::{
     latency::Latency,
@@ -23,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Opening {
     open: Open,
-    run: String,
+    names: Names,
     /// Those that are still to begin, with when.
     waiting: VecDeque<(usize, Instant)>,
     /// When each began, by slot from the first; `None` once it is there.
@@ -37,10 +36,10 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
-    pub(crate) fn new(open: Open, run: &str) -> Self {
+    pub(crate) fn new(open: Open, names: Names) -> Self {
         let now = Instant::now();
         Self {
-            run: run.to_owned(),
+            names,
             waiting: open.slots.clone().map(|slot| (slot, now)).collect(),
             begun: vec![None; open.slots.len()],
             pending: 0,
@@ -51,10 +50,6 @@ impl Opening {
             last_end: None,
             open,
         }
-    }
-
-    fn number(&self, slot: usize) -> u64 {
-        self.open.first + (slot - self.open.slots.start) as u64
     }
 
     /// A connection is as far as it was to come.
@@ -96,7 +91,7 @@ impl Load for Opening {
                     Rooms::Unread => {}
                     Rooms::None => self.arrived(io, slot),
                     Rooms::Spread(rooms) => {
-                        let room = room(&self.run, self.number(slot) % rooms);
+                        let room = self.names.room(self.names.number(slot) % rooms);
                         let join = format!(r#"{{"message_type":"join_room","data":{{"room_id":"{room}"}}}}"#);
                         io.send(slot, join.as_bytes())?;
                     }
@@ -109,7 +104,7 @@ impl Load for Opening {
             Incident::Ended(end) => {
                 let there = self.begun[slot - self.open.slots.start].take().is_none();
                 if there || !self.open.retry {
-                    bail!("connection {} of {}: {end}", self.number(slot), self.open.slots.len());
+                    bail!("while {} connections were opened: {end}", self.open.slots.len());
                 }
                 self.pending -= 1;
                 self.done.retries += 1;
@@ -127,12 +122,12 @@ impl Load for Opening {
             match self.waiting.front() {
                 Some(&(slot, when)) if self.pending < self.open.pending && when <= now => {
                     self.waiting.pop_front();
-                    let number = self.number(slot);
+                    let number = self.names.number(slot);
                     let mut query = String::with_capacity(96);
-                    let user = user(&self.run, number);
+                    let user = self.names.user(slot);
                     let user = utf8_percent_encode(&user, NON_ALPHANUMERIC);
                     // Writing to a String does not fail.
-                    let _ = write!(query, "user_id={user}&client_id=client-{number:06}&device_id=device-{number:06}");
+                    let _ = write!(query, "user_id={user}&client_id=client-{number:08}&device_id=device-{number:08}");
                     io.connect(slot, number, &query, self.open.stuck)?;
                     self.begun[slot - self.open.slots.start] = Some(now);
                     self.pending += 1;

@@ -5,7 +5,7 @@
 
 mod server;
 
-use std::{process::Output, time::Duration};
+use std::{collections::HashSet, process::Output, time::Duration};
 
 use serde_json::Value;
 use server::{Fault, Server};
@@ -165,12 +165,17 @@ fn idle_reads_memory_on_the_way_and_leaves_nothing() {
     local(async {
         let server = Server::start(Fault::None).await;
         let args = ["idle", "--from", "10", "--connections", "30", "--settle", "10ms", "--cycles", "2", "--pid", &me()];
-        let report = measured(&server, &args).await;
+        let report = measured(&server, &[&args[..], &["--processes", "2"]].concat()).await;
         for name in ["resident with 10", "resident with 30", "resident after cycle 2"] {
             assert!(figure(&report, name) > 0.1, "{name}");
         }
         report["summary"]["per idle connection"]["median"].as_f64().expect("no slope");
-        server.seen(|seen| assert_eq!((seen.connections, seen.open), (90, 0)));
+        server.seen(|seen| {
+            assert_eq!((seen.connections, seen.open), (90, 0));
+            for cycle in seen.queries.chunks(30) {
+                assert_eq!(cycle.iter().collect::<HashSet<_>>().len(), 30, "two connections had one name");
+            }
+        });
     });
 }
 
