@@ -208,8 +208,8 @@ impl Builder {
     /// then before the client connects again. Default 5 s and 10 s. Lower values notice a dead hub sooner and take a
     /// slow network for one.
     pub fn silence(mut self, margin: Duration, pong_timeout: Duration) -> Self {
-        self.silence_margin = margin;
-        self.pong_timeout = pong_timeout;
+        self.silence_margin = margin.min(LONGEST_SILENCE);
+        self.pong_timeout = pong_timeout.min(LONGEST_SILENCE);
         self
     }
 
@@ -406,6 +406,9 @@ impl fmt::Debug for Builder {
             .finish_non_exhaustive()
     }
 }
+
+/// More is no watch at all, and could overflow the clock.
+const LONGEST_SILENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Requests that wait to be written before their senders wait.
 const COMMANDS: usize = 64;

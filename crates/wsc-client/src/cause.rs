@@ -5,6 +5,8 @@ use std::{io, sync::Arc, time::Duration};
 use serde::Deserialize;
 use wsc_protocol::CloseCode;
 
+use crate::HubError;
+
 /// Why a connection ended, or an attempt to connect failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -28,12 +30,12 @@ pub enum Cause {
     #[error("no answer in time")]
     Timeout,
     /// The upgrade was answered with an HTTP status.
-    #[error("refused with HTTP status {status}: {message}")]
+    #[error("refused with HTTP status {status}{}", error.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
     Refused {
         /// The status.
         status: u16,
-        /// What the body says, shortened; empty where it says nothing.
-        message: String,
+        /// What the hub says in the body; `None` where the answer is not the hub's, or came without its body.
+        error: Option<HubError>,
         /// What `Retry-After` asks for.
         retry_after: Option<Duration>,
     },
@@ -129,7 +131,7 @@ mod tests {
     }
 
     fn refused(status: u16) -> Cause {
-        Cause::Refused { status, message: String::new(), retry_after: None }
+        Cause::Refused { status, error: None, retry_after: None }
     }
 
     fn comes_back(cause: &Cause) -> bool {

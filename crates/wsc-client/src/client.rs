@@ -328,8 +328,8 @@ impl fmt::Debug for Client {
 /// Events wait here until the application takes them, at most [`event_buffer`](Builder::event_buffer) bytes of them.
 /// When that is full the client stops reading from the socket, so that the hub's queue for this connection fills and
 /// its policy applies; nothing is dropped here. Replies stand behind the deliveries on the same socket, so requests
-/// time out meanwhile, and a hub that gets no answers to its pings ends the connection. **Who wants no events drops
-/// this**; then they are discarded.
+/// time out meanwhile; a hub that gets no answers to its pings ends the connection, and the client does not come back
+/// before there is room. **Who wants no events drops this**; then they are discarded.
 pub struct Events {
     queue: EventReceiver,
     shared: Arc<Shared>,

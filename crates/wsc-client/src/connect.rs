@@ -4,6 +4,7 @@ use std::{error::Error, fmt, future::Future, io, pin::Pin, sync::Arc, time::Dura
 
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -15,7 +16,7 @@ use tokio_tungstenite::tungstenite::{
 use wsc_protocol::CloseCode;
 
 use crate::{
-    Cause, Connected,
+    Cause, Connected, HubError,
     cause::Closing,
     socket::Socket,
     token::TokenSource,
@@ -156,13 +157,19 @@ fn refusal(error: tungstenite::Error) -> Cause {
     };
     let retry_after = response.headers().get(header::RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let body = response.body().as_deref().unwrap_or_default();
-    let message: String = String::from_utf8_lossy(body).trim().chars().take(MAX_SHOWN).collect();
-    Cause::Refused { status: response.status().as_u16(), message, retry_after: retry_after.map(Duration::from_secs) }
+    let error = response.body().as_deref().and_then(|body| serde_json::from_slice::<Refusal>(body).ok());
+    Cause::Refused {
+        status: response.status().as_u16(),
+        error: error.map(|refusal| refusal.error),
+        retry_after: retry_after.map(Duration::from_secs),
+    }
 }
 
-/// Characters of a refusal's body that are shown.
-const MAX_SHOWN: usize = 300;
+/// The body of a refusal.
+#[derive(Deserialize)]
+struct Refusal {
+    error: HubError,
+}
 
 /// Why a connection, or the upgrade to one, broke.
 pub(crate) fn lost(error: tungstenite::Error) -> Cause {

@@ -124,12 +124,13 @@ async fn a_busy_hub_is_asked_again_when_it_says() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hub_that_refuses_is_left_alone() {
+    const BODY: &str = r#"{"error":{"code":1001,"message":"no"}}"#;
     for status in ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found"] {
         let (mut hub, builder) = Hub::new();
         let (_client, mut events) = builder.start().unwrap();
-        hub.refuse(&format!("HTTP/1.1 {status}\r\nContent-Length: 4\r\n\r\nnono")).await;
+        hub.refuse(&format!("HTTP/1.1 {status}\r\n\r\n{BODY}")).await;
         let status: u16 = status[..3].parse().unwrap();
-        expect_event!(events, Event::Closed { cause: Cause::Refused { status: s, message, .. } } if s == status && message == "nono");
+        expect_event!(events, Event::Closed { cause: Cause::Refused { status: s, error, .. } } if s == status && error.as_ref().unwrap().message == "no");
         assert!(hub.is_left_alone().await, "{status}");
     }
 }

@@ -280,12 +280,11 @@ async fn who_is_one_too_many_hears_it() {
 async fn a_refusal_is_not_tried_again() {
     let server = hub("").await;
     let refused = within("the refusal", client(&server, "__root").connect()).await.unwrap_err();
-    match refused {
-        ConnectError::Failed(Cause::Refused { status: 400, message, .. }) => {
-            assert!(message.is_empty() || message.contains("1001"), "{message}");
-        }
-        other => panic!("{other:?}"),
-    }
+    let ConnectError::Failed(Cause::Refused { status: 400, error, .. }) = &refused else {
+        panic!("{refused:?}");
+    };
+    // The body may come a moment after the head, and is not waited for.
+    assert!(error.as_ref().is_none_or(|error| error.is(ErrorCode::InvalidFormat)), "{error:?}");
     let (_client, mut events) = client(&server, "__root").start().unwrap();
     assert!(matches!(the_end(&mut events).await, Cause::Refused { status: 400, .. }));
 }
