@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args::{BenchArgs, Common, OutputArgs, Scenario},
@@ -43,9 +44,12 @@ pub fn run(args: &BenchArgs, program: &Program) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // An interrupted run must not leave its server behind: children are killed where their handles are dropped.
     runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::select! {
             result = perform(&args.scenario, program) => result,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("ended by a signal"),
+            _ = interrupt.recv() => bail!("interrupted"),
         }
     })
 }

@@ -298,7 +298,7 @@ fn panels(cases: &[Case], rows: &[Row]) -> Vec<Panel> {
             Some(Bar {
                 label: row.server.clone(),
                 height: Spread::of(&costs(row, case).into_iter().flatten().collect::<Vec<_>>())?,
-                note: ratios(row, rows, case).map(|r| format!("× {}", readable(r.median))).unwrap_or_default(),
+                note: ratios(row, rows, case).map(|r| format!("({:.2} ×)", r.median)).unwrap_or_default(),
             })
         };
         let bars = rows.iter().filter(|row| row.case == index).filter_map(bar).collect();

@@ -259,3 +259,29 @@ fn alone_it_is_no_hub() {
         }
     });
 }
+
+#[test]
+fn what_is_interrupted_leaves_no_clients_behind() {
+    local(async {
+        let server = Server::start(Fault::None).await;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wsc-bench"));
+        command.args(["direct", "--connections", "8", "--duration", "10m", "--url", &server.url]);
+        let mut child = command.kill_on_drop(true).stderr(std::process::Stdio::null()).spawn().unwrap();
+        until(|| server.seen(|seen| seen.open == 8)).await;
+        let kill = Command::new("kill").args(["-TERM", &child.id().unwrap().to_string()]).status().await.unwrap();
+        assert!(kill.success());
+        let status = timeout(Duration::from_secs(10), child.wait()).await.expect("it goes on").unwrap();
+        assert_eq!(status.code(), Some(1));
+        until(|| server.seen(|seen| seen.open == 0)).await;
+    });
+}
+
+/// Waits until something is so, by letting the server go on.
+async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), wait).await.expect("it never came to that");
+}
