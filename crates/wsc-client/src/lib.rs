@@ -73,3 +73,10 @@ pub use reply::{
 pub use request::{Request, RoomOptions};
 // Part of what a user of this crate handles, and of no other crate that they would have to depend on.
 pub use wsc_protocol::{CloseCode, ErrorCode, Outcome, Priority, UserType};
+
+/// The snippets of the user's page, so that they cannot rot.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../../docs/client.md")]
+    struct Page;
+}
