@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -18,10 +18,7 @@ use tokio::{
     sync::Notify,
 };
 use tokio_rustls::TlsAcceptor;
-use tungstenite::{
-    error::ProtocolError,
-    handshake::{machine::TryParse, server::create_response_with_body},
-};
+use tungstenite::handshake::{derive_accept_key, machine::TryParse};
 use wsc_protocol::{CloseReason, ErrorCode};
 
 use crate::{
@@ -45,19 +42,68 @@ pub fn upgrade_response<B>(
     request: &Request<B>,
     subprotocol: Option<&'static str>,
 ) -> Result<Response<()>, Box<Response<Vec<u8>>>> {
-    match create_response_with_body(request, || ()) {
-        Ok(mut response) => {
-            select(&mut response, subprotocol);
-            Ok(response)
-        }
-        Err(tungstenite::Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader)) => {
-            let mut response = refusal(StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13");
+    let key = accepted_key(request).map_err(|objection| {
+        let mut response = refusal(StatusCode::BAD_REQUEST, objection);
+        if objection == WRONG_VERSION {
+            *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
             response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
             response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            Err(Box::new(response))
         }
-        Err(e) => Err(Box::new(refusal(StatusCode::BAD_REQUEST, &e.to_string()))),
+        Box::new(response)
+    })?;
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::try_from(derive_accept_key(key.as_bytes())) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
+    select(&mut response, subprotocol);
+    Ok(response)
+}
+
+/// The key of a proper upgrade request, or what is wrong with it.
+fn accepted_key<B>(request: &Request<B>) -> Result<&HeaderValue, &'static str> {
+    let headers = request.headers();
+    let once = |name| {
+        let mut values = headers.get_all(name).iter();
+        values.next().filter(|_| values.next().is_none())
+    };
+    let lists = |name, token: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|member| member.trim().eq_ignore_ascii_case(token))
+    };
+    if request.method() != Method::GET {
+        return Err("an upgrade is asked for with GET");
+    }
+    if request.version() < Version::HTTP_11 {
+        return Err("an upgrade needs HTTP/1.1");
+    }
+    if once(header::HOST).is_none() {
+        return Err("there must be one Host");
+    }
+    if !lists(header::UPGRADE, "websocket") {
+        return Err("Upgrade must name websocket");
+    }
+    if !lists(header::CONNECTION, "upgrade") {
+        return Err("Connection must name Upgrade");
+    }
+    if once(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(WRONG_VERSION);
+    }
+    once(header::SEC_WEBSOCKET_KEY)
+        .filter(|key| is_nonce(key.as_bytes()))
+        .ok_or("there must be one Sec-WebSocket-Key of 16 bytes")
+}
+
+const WRONG_VERSION: &str = "Sec-WebSocket-Version must be 13";
+
+/// Whether these are 16 bytes in base64, of whose last digit only two bits count (RFC 4648 §3.5).
+fn is_nonce(key: &[u8]) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    let digits = key.strip_suffix(b"==").filter(|digits| digits.len() == 22 && digits.iter().all(is_digit));
+    digits.is_some_and(|digits| matches!(digits.last(), Some(b'A' | b'Q' | b'g' | b'w')))
 }
 
 fn select(response: &mut Response<()>, subprotocol: Option<&'static str>) {
@@ -274,9 +320,9 @@ async fn decide<S: Service>(
     let request = end
         .filter(|_| is_for(&bytes, &transport.path))
         .and_then(|end| Request::try_parse(&bytes[..end]).ok().flatten())
-        .map(|(_, request)| request)
-        .filter(wants_upgrade);
-    let Some((request, end)) = request.zip(end) else {
+        .filter(|(_, request)| wants_upgrade(request));
+    // Where the head ends is for the parser to say: to it an empty line may end in LF alone.
+    let Some((end, request)) = request else {
         return Ok(Outcome::Http(Box::new(Replay::new(bytes, stream.into_stream()))));
     };
     let mut response = match upgrade_response(&request, None) {

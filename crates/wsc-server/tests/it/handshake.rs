@@ -70,18 +70,27 @@ async fn header_names_and_tokens_are_compared_without_case() {
     })
     .await;
     assert_eq!(response.status, 101, "{response:?}");
+    // A list may be spread over lines (RFC 9110 §5.3), and may name more than we speak.
+    let response = upgrade(&server, "/ws", |handshake| {
+        handshake.set("Upgrade", "h2c, websocket").set("Connection", "keep-alive").add("Connection", "Upgrade")
+    })
+    .await;
+    assert_eq!(response.status, 101, "{response:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_websocket_handshake_is_refused() {
     type Change = fn(Handshake) -> Handshake;
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 12] = [
         ("no Upgrade", |h| h.without("Upgrade")),
         ("other Upgrade", |h| h.set("Upgrade", "h2c")),
         ("no Connection", |h| h.without("Connection")),
         ("other Connection", |h| h.set("Connection", "keep-alive")),
         ("no key", |h| h.without("Sec-WebSocket-Key")),
         ("short key", |h| h.set("Sec-WebSocket-Key", "c2hvcnQ=")),
+        ("two keys", |h| h.add("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")),
+        ("no Host", |h| h.without("Host")),
+        ("two versions", |h| h.add("Sec-WebSocket-Version", "13")),
         ("no version", |h| h.without("Sec-WebSocket-Version")),
         ("other version", |h| h.set("Sec-WebSocket-Version", "8")),
         ("POST", |h| h.method("POST").add("Content-Length", "0")),
