@@ -42,7 +42,7 @@ enum Command {
     ///
     /// Without --url a scenario starts a hub of its own, measures it and ends it: `wsc bench fanout` alone is enough.
     #[cfg(feature = "bench")]
-    Bench(wsc_bench::BenchArgs),
+    Bench(Box<wsc_bench::BenchArgs>),
     /// Print the version
     Version,
 }
