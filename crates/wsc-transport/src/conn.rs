@@ -508,13 +508,15 @@ impl Conn {
         Poll::Pending
     }
 
-    /// The farewell is written; waits for the peer's.
-    pub(crate) fn linger(&self) {
+    /// The farewell is written: waits for the peer's. Returns whether the wait begins now.
+    pub(crate) fn linger(&self) -> bool {
         let mut state = self.state.lock();
-        if state.phase == Phase::Closing && state.queue.is_none() {
+        let begins = state.phase == Phase::Closing && state.queue.is_none();
+        if begins {
             state.phase = Phase::Lingering;
             state.since = self.shared.now();
         }
+        begins
     }
 
     /// Ends everything; returns the cause.

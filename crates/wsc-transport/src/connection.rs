@@ -229,6 +229,17 @@ impl<H: Handler> Connection<H> {
         }
     }
 
+    /// Whoever broke the protocol learns at once that nothing more comes (RFC 6455 §7.1.7). Reading goes on for a
+    /// moment: to close on bytes that nobody read would take the close frame from the peer again.
+    fn shut_write_half(&mut self, cx: &mut Context<'_>) {
+        if let Some(stream) = &mut self.stream {
+            let _ = Pin::new(stream).poll_shutdown(cx);
+        }
+        if let Some(tcp) = &self.conn.tcp {
+            let _ = socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Write);
+        }
+    }
+
     fn tell_end(&mut self, cause: DisconnectReason) {
         self.waiting = None;
         if let Some(handler) = self.handler.take() {
@@ -262,7 +273,9 @@ impl<H: Handler> Connection<H> {
                 if self.hearing == Hearing::Goodbye {
                     return Poll::Ready(DisconnectReason::ClientRequest);
                 }
-                self.conn.linger();
+                if self.conn.linger() && self.hearing == Hearing::Noise {
+                    self.shut_write_half(cx);
+                }
             }
             if !flushed && phase == Phase::Closing && self.conn.cause().is_some_and(is_slow) {
                 // Who takes nothing is not listened to either: what it sends waits in its own kernel.
