@@ -120,7 +120,7 @@ fn servers(
     let common = args.common();
     let hub = Subject::hub(&common.server, program)?;
     let everything: &[Compared] = &[Compared::Fanout, Compared::Direct, Compared::Churn];
-    let mut servers = vec![("wsc".to_owned(), everything, Bench::of(hub, &common, program, progress.clone())?)];
+    let mut servers = vec![(HUB.to_owned(), everything, Bench::of(hub, &common, program, progress.clone())?)];
     let executable = match &args.targets {
         Some(path) => path.clone(),
         None => program.executable.with_file_name(BESIDE),
@@ -217,11 +217,11 @@ fn costs(row: &Row, case: &Case) -> Vec<Option<f64>> {
     row.rounds.iter().map(|outcome| outcome.as_ref().ok()?.get(case.cost)).collect()
 }
 
-/// What a row cost in times of the floor, within each round.
-fn ratios(row: &Row, rows: &[Row], case: &Case) -> Option<Spread> {
-    let floor = rows.iter().find(|other| other.case == row.case && other.server == case.floor)?;
-    let pairs = costs(row, case).into_iter().zip(costs(floor, case));
-    Spread::of(&pairs.filter_map(|(cost, floor)| Some(cost? / floor?)).collect::<Vec<_>>())
+/// What one server cost in times of another, within each round in which both were measured.
+fn ratios(row: &Row, other: &str, rows: &[Row], case: &Case) -> Option<Spread> {
+    let other = rows.iter().find(|candidate| candidate.case == row.case && candidate.server == other)?;
+    let pairs = costs(row, case).into_iter().zip(costs(other, case));
+    Spread::of(&pairs.filter_map(|(cost, other)| Some(cost? / other?)).collect::<Vec<_>>())
 }
 
 fn table(title: &str, cases: &[Case], rows: &[Row], failures: &[String]) -> String {
@@ -230,22 +230,23 @@ fn table(title: &str, cases: &[Case], rows: &[Row], failures: &[String]) -> Stri
     for line in rows.iter().find_map(ok).unwrap_or_default().iter().skip(1) {
         let _ = writeln!(text, "  {line}");
     }
-    text += "  server CPU time; median [least .. most]; ratios are taken within a round\n";
+    text +=
+        "  server CPU time for each delivery, message or handshake: median [least .. most]; ratios within a round\n";
     for (index, case) in cases.iter().enumerate() {
-        let against = format!("times {}", case.floor);
-        let _ = writeln!(text, "\n  {:<22} {:<32} {against:<28} per CPU second", case.title, "µs each");
+        let times = format!("times {}", case.floor);
+        let _ = writeln!(text, "\n  {:<22} {:<26} {times:<26} wsc in times of it", case.title, "µs each");
         for row in rows.iter().filter(|row| row.case == index) {
             let cost = Spread::of(&costs(row, case).into_iter().flatten().collect::<Vec<_>>());
-            let ratio = ratios(row, rows, case);
-            let inverse = ratio.map(|r| Spread { median: 1.0 / r.median, min: 1.0 / r.max, max: 1.0 / r.min });
-            let _ = writeln!(
-                text,
-                "    {:<20} {:<32} {:<28} {}",
+            let hub = rows.iter().find(|hub| hub.case == index && hub.server == HUB);
+            let hub = hub.filter(|_| row.server != HUB).and_then(|hub| ratios(hub, &row.server, rows, case));
+            let line = format!(
+                "    {:<20} {:<26} {:<26} {}",
                 row.server,
                 shown(cost),
-                shown(ratio),
-                inverse.map_or_else(|| "-".into(), |r| format!("× {}", readable(r.median)))
+                shown(ratios(row, case.floor, rows, case)),
+                shown(hub)
             );
+            let _ = writeln!(text, "{}", line.trim_end());
         }
     }
     for failure in failures {
@@ -256,8 +257,8 @@ fn table(title: &str, cases: &[Case], rows: &[Row], failures: &[String]) -> Stri
 
 fn shown(spread: Option<Spread>) -> String {
     spread.map_or_else(
-        || "-".into(),
-        |s| format!("{:>8} [{} .. {}]", readable(s.median), readable(s.min), readable(s.max)),
+        || format!("{:>7}", "-"),
+        |s| format!("{:>7} [{} .. {}]", readable(s.median), readable(s.min), readable(s.max)),
     )
 }
 
@@ -270,6 +271,7 @@ fn json(title: &str, cases: &[Case], rows: &[Row]) -> serde_json::Value {
                 .iter()
                 .filter(|row| row.case == index)
                 .map(|row| {
+                    let hub = rows.iter().find(|hub| hub.case == index && hub.server == HUB);
                     let rounds: Vec<_> = row
                         .rounds
                         .iter()
@@ -281,7 +283,8 @@ fn json(title: &str, cases: &[Case], rows: &[Row]) -> serde_json::Value {
                     json!({
                         "server": row.server,
                         "cpu_us": Spread::of(&costs(row, case).into_iter().flatten().collect::<Vec<_>>()),
-                        "times_floor": ratios(row, rows, case),
+                        "times_floor": ratios(row, case.floor, rows, case),
+                        "wsc_times_it": hub.and_then(|hub| ratios(hub, &row.server, rows, case)),
                         "rounds": rounds,
                     })
                 })
@@ -298,7 +301,7 @@ fn panels(cases: &[Case], rows: &[Row]) -> Vec<Panel> {
             Some(Bar {
                 label: row.server.clone(),
                 height: Spread::of(&costs(row, case).into_iter().flatten().collect::<Vec<_>>())?,
-                note: ratios(row, rows, case).map(|r| format!("({:.2} ×)", r.median)).unwrap_or_default(),
+                note: ratios(row, case.floor, rows, case).map(|r| format!("({:.2} ×)", r.median)).unwrap_or_default(),
             })
         };
         let bars = rows.iter().filter(|row| row.case == index).filter_map(bar).collect();
@@ -306,6 +309,9 @@ fn panels(cases: &[Case], rows: &[Row]) -> Vec<Panel> {
     };
     cases.iter().enumerate().map(panel).collect()
 }
+
+/// What the hub is called.
+const HUB: &str = "wsc";
 
 /// The program with the other servers.
 const BESIDE: &str = "wsc-bench-targets";
@@ -338,17 +344,17 @@ mod tests {
         // A neighbour slowed the second round down, for both.
         let rows =
             [row("wsc", &[Some(4.4), Some(11.0), Some(4.4)]), row("write-loop", &[Some(4.0), Some(10.0), Some(4.0)])];
-        let ratio = ratios(&rows[0], &rows, &case()).unwrap();
+        let ratio = ratios(&rows[0], "write-loop", &rows, &case()).unwrap();
         for figure in [ratio.median, ratio.min, ratio.max] {
             assert!((figure - 1.1).abs() < 1e-9, "{ratio:?}");
         }
-        assert_eq!(ratios(&rows[1], &rows, &case()).unwrap().median, 1.0);
+        assert_eq!(ratios(&rows[1], "write-loop", &rows, &case()).unwrap().median, 1.0);
     }
 
     #[test]
     fn a_round_that_failed_is_in_no_ratio_and_is_named() {
         let rows = [row("wsc", &[Some(2.0), Some(9.0)]), row("write-loop", &[Some(1.0), None])];
-        assert_eq!(ratios(&rows[0], &rows, &case()).unwrap().max, 2.0);
+        assert_eq!(ratios(&rows[0], "write-loop", &rows, &case()).unwrap().max, 2.0);
         let text = table("t", &[case()], &rows, &["write-loop broke".into()]);
         assert!(text.contains("FAILED: write-loop broke"), "{text}");
     }
@@ -356,6 +362,6 @@ mod tests {
     #[test]
     fn without_its_floor_a_case_has_no_ratio() {
         let rows = [row("wsc", &[Some(2.0)])];
-        assert!(ratios(&rows[0], &rows, &case()).is_none());
+        assert!(ratios(&rows[0], "write-loop", &rows, &case()).is_none());
     }
 }
