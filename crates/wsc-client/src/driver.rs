@@ -171,11 +171,7 @@ impl Driver {
     }
 
     async fn emit(&self, event: Event) {
-        self.emit_sized(event, 0).await;
-    }
-
-    async fn emit_sized(&self, event: Event, bytes: usize) {
-        let room = self.events.room(bytes).await;
+        let room = self.events.room(0).await;
         self.events.send(event, room);
     }
 
@@ -189,7 +185,7 @@ impl Driver {
         self.status.send_replace(Status::Connected(Arc::new(connected.clone())));
 
         // While an event waits for room nothing is read: the kernel's buffers fill, and the hub's queue for this
-        // client after them. Writing goes on.
+        // client after them. Writing goes on. Since the end of a connection is read, too, no event waits at its end.
         let mut held = Some((Event::Connected(connected), 0));
         let mut commands_open = true;
         let cause = loop {
@@ -242,12 +238,6 @@ impl Driver {
         };
         if matches!(cause, Cause::Closed(_)) {
             socket.finish().await;
-        }
-        if let Some((event, bytes)) = held {
-            select! {
-                () = self.stop.cancelled() => {}
-                () = self.emit_sized(event, bytes) => {}
-            }
         }
         cause
     }

@@ -133,6 +133,21 @@ async fn an_application_that_does_not_listen_stops_the_hub_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_nobody_listened_to_is_not_taken_for_silence() {
+    let (mut hub, builder) = Hub::new();
+    // Each event takes all the room there is.
+    let (mut peer, _client, mut events) = connected(&mut hub, builder.event_buffer(1)).await;
+    peer.deliver("1", json!(1)).await;
+    peer.deliver("2", json!(2)).await;
+    assert!(tokio::time::timeout(Duration::from_secs(600), peer.frame()).await.is_err());
+    expect_event!(events, Event::Delivery(delivery) if delivery.id == "1");
+    expect_event!(events, Event::Delivery(delivery) if delivery.id == "2");
+    // The hub is given its time anew before it is pinged.
+    assert!(tokio::time::timeout(Duration::from_secs(20), peer.frame()).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_secs(20), peer.frame()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_wants_no_events_is_not_held_up_by_them() {
     let (mut hub, builder) = Hub::with_buffer(4096);
     let (mut peer, client, events) = connected(&mut hub, builder.event_buffer(1024)).await;

@@ -53,7 +53,7 @@ impl Hub {
 
     /// The next attempt, which has said nothing yet.
     pub(crate) async fn dialled(&mut self) -> DuplexStream {
-        self.dialled.recv().await.unwrap()
+        soon(self.dialled.recv()).await.unwrap()
     }
 
     /// Whether nobody tries to connect any more, for however long one waits.
@@ -113,13 +113,17 @@ impl Peer {
 
     /// The next request.
     pub(crate) async fn request(&mut self) -> Value {
-        loop {
-            match self.ws.next().await.unwrap().unwrap() {
-                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("{other:?}"),
+        let text = async {
+            loop {
+                match self.ws.next().await.unwrap().unwrap() {
+                    Message::Text(text) => return text,
+                    // Pings for ever are no request.
+                    Message::Ping(_) | Message::Pong(_) => {}
+                    other => panic!("{other:?}"),
+                }
             }
-        }
+        };
+        serde_json::from_str(&soon(text).await).unwrap()
     }
 
     /// The next request, which is of this type.
@@ -165,7 +169,7 @@ impl Peer {
     pub(crate) async fn read_to_end(&mut self) -> (Vec<Value>, Option<u16>) {
         let mut requests = Vec::new();
         loop {
-            match self.ws.next().await {
+            match soon(self.ws.next()).await {
                 Some(Ok(Message::Text(text))) => requests.push(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(frame))) => {
                     let _ = self.ws.flush().await;
@@ -191,7 +195,7 @@ pub(crate) fn delivery(id: &str, content: &Value) -> Value {
 /// Takes the next event, which must be of this shape.
 macro_rules! expect_event {
     ($events:expr, $pattern:pat $(if $guard:expr)? $(=> $result:expr)?) => {
-        match $events.next().await {
+        match crate::hub::soon($events.next()).await {
             Some($pattern) $(if $guard)? => { $($result)? }
             other => panic!("{other:?} instead of {}", stringify!($pattern)),
         }
@@ -205,6 +209,11 @@ pub(crate) async fn connected(hub: &mut Hub, builder: Builder) -> (Peer, Client,
     let (client, mut events) = connection.unwrap();
     expect_event!(events, Event::Connected(connected) if !connected.reconnected);
     (peer, client, events)
+}
+
+/// Waits for what comes or never will: by the paused clock an hour is over as soon as nobody has anything to do.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(60 * 60), future).await.expect("what is waited for comes")
 }
 
 /// How long a future takes, by the paused clock.
