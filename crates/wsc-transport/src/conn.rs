@@ -614,7 +614,13 @@ enum Flush {
 }
 
 fn write_once(tcp: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    match tcp.try_write(bytes) {
+    // Without a look at tokio's readiness, which is a cache miss for each member of a fan-out. Where the socket turns
+    // out to be full the connection's task looks.
+    #[cfg(target_os = "linux")]
+    let result = rustix::net::send(tcp, bytes, rustix::net::SendFlags::NOSIGNAL).map_err(io::Error::from);
+    #[cfg(not(target_os = "linux"))]
+    let result = tcp.try_write(bytes);
+    match result {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
         other => other,
     }
