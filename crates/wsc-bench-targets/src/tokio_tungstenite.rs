@@ -21,10 +21,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::{
-    count_lost,
-    wire::{self, Identity},
-};
+use crate::wire::{self, Identity};
 
 /// Connections of one user or one room, by session.
 type Group = HashMap<Uuid, Sender<Message>>;
@@ -127,7 +124,7 @@ async fn read(
 fn send_all(group: &Group, sender: Uuid, message: String) -> usize {
     let message = Message::from(message);
     let others = group.iter().filter(|(session, _)| **session != sender);
-    others.map(|(_, member)| member.try_send(message.clone()).unwrap_or_else(|_| count_lost(1))).count()
+    others.map(|(_, member)| member.try_send(message.clone())).count()
 }
 
 fn leave(hub: &SharedHub, identity: &Identity, session: Uuid, rooms: &[String]) {
