@@ -124,7 +124,7 @@ async fn read(
 fn send_all(group: &Group, sender: Uuid, message: String) -> usize {
     let message = Message::from(message);
     let others = group.iter().filter(|(session, _)| **session != sender);
-    others.map(|(_, member)| member.try_send(message.clone())).count()
+    others.filter(|(_, member)| member.try_send(message.clone()).is_ok()).count()
 }
 
 fn leave(hub: &SharedHub, identity: &Identity, session: Uuid, rooms: &[String]) {

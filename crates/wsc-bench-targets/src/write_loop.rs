@@ -37,12 +37,15 @@ use crate::wire::{self, Identity};
 struct Hub {
     users: HashMap<String, Group>,
     rooms: HashMap<String, Group>,
-    /// This round's frames for each room, with the socket that sent each and gets no copy.
-    round: HashMap<String, Vec<(Rc<TcpStream>, Vec<u8>)>>,
+    /// What this round is to write to each room.
+    round: HashMap<String, Frames>,
 }
 
 /// The sockets of one user or one room.
 type Group = Vec<Rc<TcpStream>>;
+
+/// Frames in order, each with the socket that sent it and gets no copy.
+type Frames = Vec<(Rc<TcpStream>, Vec<u8>)>;
 
 struct Connection {
     stream: Rc<TcpStream>,
