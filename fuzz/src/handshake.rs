@@ -188,7 +188,7 @@ impl Head {
     /// Whether one of the comma-separated members of the field is `token`.
     fn has(&self, name: &str, token: &str) -> bool {
         let values = self.fields.iter().filter(|(n, _)| n == name);
-        let mut tokens = values.flat_map(|(_, value)| value.split(|b| matches!(b, b',' | b' ')));
+        let mut tokens = values.flat_map(|(_, value)| value.split(|&b| b == b','));
         tokens.any(|t| t.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
     }
 

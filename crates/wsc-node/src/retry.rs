@@ -70,6 +70,7 @@ impl Core {
         let core = Arc::clone(self);
         let seed = full.first().map_or(0, |session| session.id.as_u128() as u64) ^ frame.len() as u64;
         self.tasks.spawn(async move {
+            let encoded = Encoded::new(&frame);
             for delay in core.retries.policy.delays(seed) {
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
@@ -80,8 +81,7 @@ impl Core {
                 }
                 core.retries.attempts.fetch_add(1, Relaxed);
                 full.retain(|session| {
-                    let sent =
-                        session.outbound.deliver(&Encoded::new(&frame), &mut || Some(transit.wait_on_one_more()));
+                    let sent = session.outbound.deliver(&encoded, &mut || Some(transit.wait_on_one_more()));
                     if sent == Sent::Written {
                         transit.written();
                     }

@@ -8,7 +8,9 @@ use std::sync::{
 use http::Request;
 use parking_lot::Mutex;
 use uuid::Uuid;
-use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, encode};
+use wsc_protocol::{
+    CloseCode, CloseReason, DisconnectReason, Envelope, ErrorCode, ErrorReply, Event, EventType, encode,
+};
 use wsc_transport::{Admission, FanoutReport, Handler, Message, Next, Outbound, Peer, Service, Stream};
 
 use crate::{
@@ -157,7 +159,10 @@ impl Handler for Connected {
                     if tell {
                         let details = serde_json::json!({ "retry_after_ms": retry_after.as_millis() as u64 + 1 });
                         let error = ErrorReply::from(ErrorCode::RateLimited).with_details(details);
-                        Core::send_error(&self.session, &error, None);
+                        // Decoded for those only who are told, so that a flood costs little.
+                        let envelope = Envelope::decode(message.as_bytes()).ok();
+                        let request_id = envelope.as_ref().and_then(|envelope| envelope.message_id.as_ref());
+                        Core::send_error(&self.session, &error, request_id);
                     }
                     return Next::Read;
                 }

@@ -37,7 +37,8 @@ pub struct TransportConfig {
     pub queue_max_bytes: usize,
     /// What happens at overflow; default [`QueuePolicy::Disconnect`].
     pub queue_policy: QueuePolicy,
-    /// Most bytes that wait in one [`Fanout`](crate::Fanout) before publishers are refused; default 4 MiB.
+    /// Most bytes that wait in one [`Fanout`](crate::Fanout) before publishers are refused; default 4 MiB. Counted
+    /// uncompressed: where members agreed to compression the compressed form comes on top.
     pub fanout_max_bytes: usize,
     /// Whether new connections may agree on compression (permessage-deflate), and the smallest message in bytes that
     /// is compressed for those that did; default `None`: not offered.

@@ -95,11 +95,11 @@ impl<H: Handler> Connection<H> {
         connection
     }
 
-    /// One turn: decodes what is there, else reads.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+    /// One turn: decodes what is there, else reads. Adds to `inflated` what it inflates.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, inflated: &mut usize) -> Poll<io::Result<Turn>> {
         if self.has_more && !self.unread.is_empty() {
             let mut unread = mem::take(&mut self.unread);
-            let (used, turn) = self.decode(&mut unread);
+            let (used, turn) = self.decode(&mut unread, inflated);
             self.keep_unread(unread, used);
             return Poll::Ready(Ok(turn));
         }
@@ -114,13 +114,13 @@ impl<H: Handler> Connection<H> {
             shared.stats.bytes_in.fetch_add(len as u64, Relaxed);
             let fresh = &mut scratch[..len];
             let turn = if self.unread.is_empty() {
-                let (used, turn) = self.decode(fresh);
+                let (used, turn) = self.decode(fresh, inflated);
                 self.unread = fresh[used..].to_vec();
                 turn
             } else {
                 let mut unread = mem::take(&mut self.unread);
                 unread.extend_from_slice(fresh);
-                let (used, turn) = self.decode(&mut unread);
+                let (used, turn) = self.decode(&mut unread, inflated);
                 self.keep_unread(unread, used);
                 turn
             };
@@ -167,13 +167,13 @@ impl<H: Handler> Connection<H> {
     }
 
     /// Hands out the messages that `input` starts with. Returns how many bytes are done with.
-    fn decode(&mut self, input: &mut [u8]) -> (usize, Turn) {
+    fn decode(&mut self, input: &mut [u8], inflated: &mut usize) -> (usize, Turn) {
         let max_message_size = self.conn.shared.limits.max_message_size();
         let deflate = self.conn.deflates();
         let mut used = 0;
         let mut messages = 0;
         while self.hearing == Hearing::Frames {
-            if messages == MESSAGES_PER_POLL {
+            if messages == MESSAGES_PER_POLL || *inflated >= INFLATED_PER_POLL {
                 self.has_more = true;
                 break;
             }
@@ -187,8 +187,13 @@ impl<H: Handler> Connection<H> {
                 Decoded::Nothing => Next::Read,
                 Decoded::Text(text) => self.hand_out(Message::Text(text)),
                 Decoded::Binary(bytes) => self.hand_out(Message::Binary(bytes)),
-                Decoded::Assembled(tungstenite::Message::Text(text)) => self.hand_out(Message::Text(&text)),
-                Decoded::Assembled(other) => self.hand_out(Message::Binary(&other.into_data())),
+                Decoded::Assembled(message) => {
+                    *inflated += if deflate { message.len() } else { 0 };
+                    match message {
+                        tungstenite::Message::Text(text) => self.hand_out(Message::Text(&text)),
+                        other => self.hand_out(Message::Binary(&other.into_data())),
+                    }
+                }
                 Decoded::Ping(pong) => {
                     self.conn.send_control(&pong);
                     Next::Read
@@ -249,6 +254,7 @@ impl<H: Handler> Connection<H> {
 
     /// Drives the connection as far as it goes; `Ready` is its end.
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectReason> {
+        let mut inflated = 0;
         for _ in 0..TURNS_PER_POLL {
             let (phase, has_backlog) = self.conn.attend(cx);
             if phase != Phase::Open {
@@ -286,7 +292,7 @@ impl<H: Handler> Connection<H> {
                 self.waiting = None;
                 self.conn.heard();
             }
-            match ready!(self.poll_turn(cx)) {
+            match ready!(self.poll_turn(cx, &mut inflated)) {
                 Ok(Turn::Again) => {}
                 Ok(Turn::Yield) => {
                     cx.waker().wake_by_ref();
@@ -355,6 +361,9 @@ const SCRATCH_SIZE: usize = 64 << 10;
 
 /// After so many messages a connection lets others run.
 const MESSAGES_PER_POLL: usize = 64;
+
+/// And after so many inflated bytes: few bytes on the wire may be many messages, each as large as one can be.
+const INFLATED_PER_POLL: usize = 256 << 10;
 
 /// After so many reads or waits it does so too: a stream may always have more.
 const TURNS_PER_POLL: usize = 64;

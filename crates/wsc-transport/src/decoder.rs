@@ -71,11 +71,12 @@ impl Decoder {
         deflate: bool,
     ) -> (usize, Decoded<'b>) {
         let Some(header) = Header::parse(input) else { return (0, Decoded::Incomplete) };
+        let is_packed = deflate && header.reserved == RSV1 && matches!(header.opcode, OP_TEXT | OP_BINARY);
+        let max_len = if is_packed { deflate::max_packed_len(max_message_size) } else { max_message_size };
         // Judged by the announced length alone, before a byte of the payload is kept.
-        if header.payload_len > max_message_size as u64 && header.opcode < OP_CLOSE {
+        if header.payload_len > max_len as u64 && header.opcode < OP_CLOSE {
             return (0, Decoded::Violation(Violation::too_big(max_message_size)));
         }
-        let is_packed = deflate && header.reserved == RSV1 && matches!(header.opcode, OP_TEXT | OP_BINARY);
         let malformed = header.mask.is_none()
             || (header.reserved != 0 && !is_packed)
             || (header.opcode >= OP_CLOSE && (header.payload_len > 125 || !header.is_final))
@@ -83,7 +84,7 @@ impl Decoder {
         if malformed {
             // The header is enough to condemn it; the payload may never come.
             let (head, _) = input.split_at(header.len.min(input.len()));
-            return (head.len(), self.assembly(max_message_size).condemn(head, &header));
+            return (head.len(), self.assembly(max_len).condemn(head, &header));
         }
         let total = header.len + header.payload_len as usize;
         if input.len() < total {
@@ -116,7 +117,7 @@ impl Decoder {
                     // tungstenite knows no compression: to it these are fragments of any bytes.
                     input[0] = input[0] & 0x80 | OP_BINARY;
                 }
-                let assembly = self.assembly(max_message_size);
+                let assembly = self.assembly(max_len);
                 let mut decoded = assembly.feed(&input[..total]);
                 if let (Decoded::Assembled(message), Some(opcode)) = (&decoded, assembly.packed) {
                     decoded = unpacked(opcode, &message.clone().into_data(), max_message_size);

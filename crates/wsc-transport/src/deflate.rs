@@ -32,7 +32,7 @@ fn answer(offer: &str) -> Option<&'static str> {
     let mut names_server_window = false;
     for part in parts {
         let (name, value) = match part.split_once('=') {
-            Some((name, value)) => (name.trim_end(), Some(value.trim_start().trim_matches('"'))),
+            Some((name, value)) => (name.trim_end(), Some(unquoted(value.trim_start())?)),
             None => (part, None),
         };
         if seen.contains(&name) {
@@ -54,6 +54,14 @@ fn answer(offer: &str) -> Option<&'static str> {
     } else {
         "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
     })
+}
+
+/// The value of a parameter, which may stand in quotes.
+fn unquoted(value: &str) -> Option<&str> {
+    match value.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"'),
+        None => Some(value),
+    }
 }
 
 /// 8 to 15, in decimal without leading zeros (RFC 7692 §7.1.2).
@@ -83,6 +91,11 @@ pub(crate) fn pack(frame: &[u8], threshold: usize) -> Option<Vec<u8>> {
     // RFC 7692 §7.2.1: the empty block that ends a flush is left out.
     packed.truncate(packed.strip_suffix(TAIL)?.len());
     (packed.len() < payload.len()).then(|| data_frame(header.opcode | RSV1, &packed))
+}
+
+/// Longest payload that can be the compressed form of `max` bytes: what does not shrink may grow a little.
+pub(crate) fn max_packed_len(max: usize) -> usize {
+    max.saturating_add(max / 8).saturating_add(64)
 }
 
 /// Inflates a message's payload, at most to `max` bytes.
@@ -134,7 +147,13 @@ fn inflate(decompress: &mut Decompress, payload: &[u8], max: usize) -> Result<Ve
             }
         }
     }
-    Ok(bytes)
+    // A stream that was cut off stands within a block now, and takes the next one for the rest of it.
+    let len = bytes.len();
+    bytes.reserve(1);
+    match decompress.decompress_vec(EMPTY_FINAL_BLOCK, &mut bytes, FlushDecompress::Sync) {
+        Ok(Status::StreamEnd) if bytes.len() == len => Ok(bytes),
+        _ => Err(corrupt()),
+    }
 }
 
 thread_local! {
@@ -145,6 +164,8 @@ thread_local! {
 
 /// What each end leaves out of its messages, and puts back (RFC 7692 §7.2).
 const TAIL: &[u8] = &[0x00, 0x00, 0xFF, 0xFF];
+
+const EMPTY_FINAL_BLOCK: &[u8] = &[0x03, 0x00];
 
 /// JSON shrinks to about the same size at every level; the first takes a fraction of the time.
 const LEVEL: Compression = Compression::fast();
@@ -195,6 +216,7 @@ mod tests {
             "permessage-deflate; server_no_context_takeover=1",
             "permessage-deflate; client_max_window_bits; client_max_window_bits",
             "permessage-deflate; turbo",
+            "permessage-deflate; client_max_window_bits=\"10",
             "permessage-deflate;",
         ] {
             assert_eq!(agreed(&[offer]), None, "{offer}");
@@ -214,6 +236,18 @@ mod tests {
             assert_eq!(unpack(OP_TEXT, payload, 100), Ok(Message::text("Hello")), "{payload:?}");
         }
         assert_eq!(unpack(OP_BINARY, &[0x00], 100), Ok(Message::binary(Vec::new())));
+    }
+
+    #[test]
+    fn what_was_cut_off_is_no_message() {
+        let hello = [0xF2, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00];
+        for len in 0..hello.len() - 1 {
+            let message = unpack(OP_BINARY, &hello[..len], 100);
+            assert!(message.is_err(), "{len}: {message:?}");
+        }
+        // A stored block of ten bytes of which six are there.
+        let stored = [0x00, 0x0A, 0x00, 0xF5, 0xFF, b'a', b'b', b'c', b'd', b'e', b'f'];
+        assert_eq!(unpack(OP_TEXT, &stored, 100).unwrap_err().code, CloseCode::INVALID_PAYLOAD);
     }
 
     #[test]

@@ -182,7 +182,11 @@ impl<M: Member> Fanout<M> {
         // Who joins meanwhile gets the plain frame, as it may.
         let packed = match self.0.unpackers.load(Ordering::Relaxed) {
             0 => None,
-            _ => frame.packed(self.0.shared.limits.compression_threshold()),
+            _ => {
+                // What is refused need not be compressed.
+                self.check(&self.0.state.lock(), frame.plain())?;
+                frame.packed(self.0.shared.limits.compression_threshold())
+            }
         };
         let mut state = self.0.state.lock();
         // Who is excepted may have left meanwhile.
@@ -249,6 +253,18 @@ impl<M: Member> Fanout<M> {
         (members, None)
     }
 
+    /// Whether a frame would be taken.
+    fn check(&self, state: &State<M>, frame: &[u8]) -> Result<(), PublishError> {
+        if state.closed {
+            return Err(PublishError::Closed);
+        }
+        let waiting = state.pending.plain.bytes.len();
+        if waiting > 0 && waiting + frame.len() > self.0.shared.limits.fanout_max_bytes() {
+            return Err(PublishError::Full);
+        }
+        Ok(())
+    }
+
     fn append(
         &self,
         state: &mut State<M>,
@@ -257,13 +273,7 @@ impl<M: Member> Fanout<M> {
         except: Option<Slot>,
         recipients: usize,
     ) -> Result<(), PublishError> {
-        if state.closed {
-            return Err(PublishError::Closed);
-        }
-        let waiting = state.pending.bytes();
-        if waiting > 0 && waiting + frame.len() > self.0.shared.limits.fanout_max_bytes() {
-            return Err(PublishError::Full);
-        }
+        self.check(state, frame)?;
         if recipients > 0 {
             let pairs = recipients as i64;
             self.0.shared.stats.ledger.note(|tally| {
@@ -368,10 +378,6 @@ impl Pending {
         }
         self.plain.push(frame);
         self.deliveries += recipients;
-    }
-
-    fn bytes(&self) -> usize {
-        self.plain.bytes.len() + self.packed.as_ref().map_or(0, |frames| frames.bytes.len())
     }
 
     fn is_empty(&self) -> bool {

@@ -47,8 +47,8 @@ async fn or_the_newest_is_refused() {
 async fn too_many_messages_a_second_are_refused_for_a_while() {
     let server = hub("limits: {messages_per_second: 5, burst: 10}").await;
     let mut client = Client::connect(&server.ws_url()).await;
-    for _ in 0..30 {
-        client.send(&json!({"message_type": "ping"})).await;
+    for id in 1..=30 {
+        client.send(&json!({"message_type": "ping", "message_id": id})).await;
     }
     let error = loop {
         let text = client.expect_text("the refusal").await;
@@ -59,6 +59,7 @@ async fn too_many_messages_a_second_are_refused_for_a_while() {
     };
     assert_eq!(error["data"]["code"], 1005, "{error}");
     assert_eq!(error["data"]["temporary"], true, "{error}");
+    assert!(error["request_id"].as_u64().is_some_and(|id| id > 10), "it says which request: {error}");
     assert!(error["data"]["details"]["retry_after_ms"].is_u64(), "{error}");
 }
 
