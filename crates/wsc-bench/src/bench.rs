@@ -5,17 +5,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args::{BenchArgs, Common, OutputArgs, Scenario},
     cpus::Cpus,
     fleet::{Crew, Fleet},
-    plot,
     progress::Progress,
-    report::{self, Outcome, Report},
+    report::{self, Outcome, Report, Sink},
     scenario,
     server::{Server, Subject},
     worker,
@@ -45,10 +45,12 @@ pub fn run(args: &BenchArgs, program: &Program) -> anyhow::Result<()> {
     // An interrupted run must not leave its server behind: children are killed where their handles are dropped.
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::select! {
             result = perform(&args.scenario, program) => result,
             _ = terminate.recv() => bail!("ended by a signal"),
+            _ = hangup.recv() => bail!("the terminal has gone"),
             _ = interrupt.recv() => bail!("interrupted"),
         }
     })
@@ -58,37 +60,44 @@ async fn perform(scenario: &Scenario, program: &Program) -> anyhow::Result<()> {
     match scenario {
         Scenario::Idle(args) => {
             let bench = Bench::new(&args.common, program)?;
-            let title = scenario::idle::title(args);
-            bench.repeat(title, &args.common.output, async || scenario::idle::measure(&bench, args).await).await
+            let report = report("idle", args, scenario::idle::title(args))?;
+            bench.repeat(report, &args.common.output, async |_| scenario::idle::measure(&bench, args).await).await
         }
         Scenario::Fanout(args) => {
             let bench = Bench::new(&args.common, program)?;
-            let title = scenario::fanout::title(args);
-            bench.repeat(title, &args.common.output, async || scenario::fanout::measure(&bench, args).await).await
+            let report = report("fanout", args, scenario::fanout::title(args))?;
+            bench.repeat(report, &args.common.output, async |_| scenario::fanout::measure(&bench, args).await).await
         }
         Scenario::Direct(args) => {
             let bench = Bench::new(&args.common, program)?;
-            let title = scenario::direct::title(args);
-            bench.repeat(title, &args.common.output, async || scenario::direct::measure(&bench, args).await).await
+            let report = report("direct", args, scenario::direct::title(args))?;
+            bench.repeat(report, &args.common.output, async |_| scenario::direct::measure(&bench, args).await).await
         }
         Scenario::Churn(args) => {
             let bench = Bench::new(&args.common, program)?;
-            let title = scenario::churn::title(args);
-            bench.repeat(title, &args.common.output, async || scenario::churn::measure(&bench, args).await).await
+            let report = report("churn", args, scenario::churn::title(args))?;
+            bench.repeat(report, &args.common.output, async |_| scenario::churn::measure(&bench, args).await).await
         }
         Scenario::Storm(args) => {
             let bench = Bench::new(&args.common, program)?;
-            let title = scenario::storm::title(args);
-            bench.repeat(title, &args.common.output, async || scenario::storm::measure(&bench, args).await).await
+            let report = report("storm", args, scenario::storm::title(args))?;
+            bench
+                .repeat(report, &args.common.output, async |run| scenario::storm::measure(&bench, args, run).await)
+                .await
         }
         Scenario::Avalanche(args) => {
             let bench = Bench::new(&args.common, program)?;
-            let title = scenario::avalanche::title(args);
-            bench.repeat(title, &args.common.output, async || scenario::avalanche::measure(&bench, args).await).await
+            let report = report("avalanche", args, scenario::avalanche::title(args))?;
+            bench.repeat(report, &args.common.output, async |_| scenario::avalanche::measure(&bench, args).await).await
         }
         Scenario::Compare(args) => scenario::compare::run(args, program).await,
         Scenario::Worker => worker::run(),
     }
+}
+
+/// A report without runs.
+fn report(scenario: &'static str, arguments: &impl Serialize, title: String) -> anyhow::Result<Report> {
+    Ok(Report { scenario, arguments: serde_json::to_value(arguments)?, title, ..Report::default() })
 }
 
 /// What all runs of a scenario share.
@@ -126,32 +135,55 @@ impl Bench {
         })
     }
 
-    /// Runs a scenario as often as wanted and shows the figures.
+    /// Lets this process share the clients' CPUs: what it does must not be what the server waits for.
+    pub(crate) fn join_clients(&self) -> anyhow::Result<()> {
+        self.cpus.clients.join()
+    }
+
+    /// Runs a scenario as often as wanted, `measure` with the number of the run from 1, and shows the figures.
     async fn repeat(
         &self,
-        title: String,
+        mut report: Report,
         output: &OutputArgs,
-        measure: impl AsyncFn() -> anyhow::Result<Outcome>,
+        measure: impl AsyncFn(usize) -> anyhow::Result<Outcome>,
     ) -> anyhow::Result<()> {
-        let mut runs = Vec::with_capacity(output.repeat);
+        let mut json = output.json.as_deref().map(Sink::open).transpose()?;
+        let mut plot = output.plot.as_deref().map(Sink::open).transpose()?;
+        self.join_clients()?;
+        let mut failed = None;
         for run in 1..=output.repeat {
             if output.repeat > 1 {
                 self.progress.prefix(format!("run {run} of {}: ", output.repeat));
             }
-            runs.push(measure().await.inspect_err(|_| self.progress.finish())?);
+            match measure(run).await {
+                Ok(outcome) => report.runs.push(outcome),
+                // What was measured until then is worth as much as before.
+                Err(error) => {
+                    report.failed = Some(format!("{error:#}"));
+                    failed = Some(error.context(format!("run {run} of {}", output.repeat)));
+                    break;
+                }
+            }
         }
         self.progress.finish();
-        let report = Report { title, runs };
-        show(&report.table(), output.json.as_deref())?;
-        if let Some(path) = &output.json {
-            report::write_json(path, &report.json())?;
+        if !report.runs.is_empty() {
+            show(&report.table(), output.json.as_deref())?;
         }
-        if let Some(path) = &output.plot {
-            plot::report(path, &report)?;
+        if let Some(sink) = &mut json {
+            sink.write_json(&report.json())?;
         }
-        match report.lost() {
-            0 => Ok(()),
-            lost => bail!("{lost} messages were lost"),
+        if let Some(sink) = &mut plot
+            && !report.runs.is_empty()
+        {
+            sink.write(&crate::plot::report(&report)?)?;
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        ensure!(report.lost() == 0, "{} messages were lost", report.lost());
+        match report.faults().next() {
+            None => Ok(()),
+            Some(fault) => bail!("{fault}"),
         }
     }
 
@@ -202,10 +234,12 @@ impl Bench {
 
     /// What the method lines of all scenarios begin with.
     pub(crate) fn method(&self, server: &Server, processes: usize) -> Vec<String> {
-        vec![
+        let mut lines = vec![
             format!("server: {}", server.describe()),
             format!("clients: {processes} process{}, on {}", if processes == 1 { "" } else { "es" }, self.cpus.clients),
-        ]
+        ];
+        lines.extend(server.doubt().map(|doubt| format!("note: {doubt}")));
+        lines
     }
 
     /// Waits, and says why.

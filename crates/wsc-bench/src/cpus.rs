@@ -48,14 +48,28 @@ impl Group {
             return Ok(spawn()?);
         }
         let before = sched_getaffinity(None)?;
+        sched_setaffinity(None, &self.set()).context("cannot pin a process to a CPU; try --no-pin")?;
+        let result = spawn();
+        sched_setaffinity(None, &before)?;
+        Ok(result?)
+    }
+}
+
+impl Group {
+    /// Lets the calling thread, and what it starts from now on, run on these CPUs only.
+    pub(crate) fn join(&self) -> anyhow::Result<()> {
+        if !self.0.is_empty() {
+            sched_setaffinity(None, &self.set()).context("cannot pin a process to a CPU; try --no-pin")?;
+        }
+        Ok(())
+    }
+
+    fn set(&self) -> CpuSet {
         let mut set = CpuSet::new();
         for &cpu in &self.0 {
             set.set(cpu);
         }
-        sched_setaffinity(None, &set).context("cannot pin a process to a CPU; try --no-pin")?;
-        let result = spawn();
-        sched_setaffinity(None, &before)?;
-        Ok(result?)
+        set
     }
 }
 

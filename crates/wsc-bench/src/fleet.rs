@@ -66,6 +66,9 @@ pub(crate) struct Together {
     pub(crate) elapsed: Duration,
     pub(crate) latency: Latency,
     pub(crate) uncorrected: Latency,
+    pub(crate) lag: Latency,
+    pub(crate) unsent: u64,
+    pub(crate) held: Option<u64>,
 }
 
 impl Fleet {
@@ -156,15 +159,23 @@ impl Fleet {
         payload: usize,
     ) -> anyhow::Result<Together> {
         self.progress.stage(what, limit.count());
-        let all = crowd.len() as f64;
+        let all = crowd.len() as u64;
+        let mut begun = 0;
         self.all(crowd, |slots| {
-            let part = slots.len() as f64 / all;
+            let part = slots.len() as f64 / all as f64;
+            let before = begun;
+            begun += slots.len() as u64;
             let pace = match pace {
                 Pace::Rate { per_second } => Pace::Rate { per_second: per_second * part },
                 closed @ Pace::Closed { .. } => closed,
             };
             let limit = match limit {
-                Limit::Count(count) => Limit::Count((count as f64 * part).round() as u64),
+                Limit::Count(count) => {
+                    // Parts that add up, however they divide.
+                    let until =
+                        |connections: u64| (u128::from(count) * u128::from(connections) / u128::from(all)) as u64;
+                    Limit::Count(until(begun) - until(before))
+                }
                 time @ Limit::Time(_) => time,
             };
             Command::Exchange(Exchange { slots, kind, pace, limit, payload })
@@ -232,13 +243,28 @@ impl Fleet {
         self.all(crowd, |slots| Command::AwaitEnd { slots }).await
     }
 
+    /// Writes to those who never read, from a connection of the first worker, until the server can get rid of no more.
+    pub(crate) async fn fill(&mut self, stuck: &Crowd, sender: usize) -> anyhow::Result<Together> {
+        self.progress.stage("filling the sockets of those who never read", Some(stuck.len() as u64));
+        self.all(stuck, |stuck| Command::Fill { stuck, sender }).await
+    }
+
+    /// Counts those who never read that the server still has.
+    pub(crate) async fn look(&mut self, stuck: &Crowd) -> anyhow::Result<Together> {
+        self.all(stuck, |stuck| Command::Look { stuck }).await
+    }
+
     /// How many processes there are.
     pub(crate) fn processes(&self) -> usize {
         self.workers.len()
     }
 
     /// Gives each worker with a part in the crowd a command, and waits until all are done.
-    async fn all(&mut self, crowd: &Crowd, command: impl Fn(Range<usize>) -> Command) -> anyhow::Result<Together> {
+    async fn all(
+        &mut self,
+        crowd: &Crowd,
+        mut command: impl FnMut(Range<usize>) -> Command,
+    ) -> anyhow::Result<Together> {
         let mut waiting = vec![false; self.workers.len()];
         for (worker, slots) in crowd.0.iter().enumerate() {
             if !slots.is_empty() {
@@ -343,7 +369,18 @@ impl Together {
             elapsed: Duration::ZERO,
             latency: Latency::new(),
             uncorrected: Latency::new(),
+            lag: Latency::new(),
+            unsent: 0,
+            held: None,
         }
+    }
+
+    /// Whether the clients themselves were too late with a fixed rate for its latencies to say anything of the server.
+    ///
+    /// One in ten, since a neighbour that takes the CPU for a moment is not what this is about.
+    pub(crate) fn is_late(&self) -> bool {
+        const LATE_MS: f64 = 25.0;
+        self.unsent > 0 || self.lag.percentile(90.0) > LATE_MS
     }
 
     fn add(&mut self, done: &Done) {
@@ -354,6 +391,9 @@ impl Together {
         self.elapsed = self.elapsed.max(done.elapsed);
         self.latency.add(&done.latency);
         self.uncorrected.add(&done.uncorrected);
+        self.lag.add(&done.lag);
+        self.unsent += done.unsent;
+        self.held = self.held.into_iter().chain(done.held).min();
     }
 }
 

@@ -71,6 +71,11 @@ impl Schedule {
     pub(crate) fn at(&self, number: u64) -> Instant {
         self.start + Duration::from_secs_f64(number as f64 / self.per_second)
     }
+
+    /// How many messages are to be sent within this time.
+    pub(crate) fn due_within(&self, time: Duration) -> u64 {
+        (time.as_secs_f64() * self.per_second).ceil() as u64
+    }
 }
 
 #[cfg(test)]
@@ -122,5 +127,6 @@ mod tests {
         let schedule = Schedule::new(start, 3.0);
         assert_eq!(schedule.at(0), start);
         assert_eq!(schedule.at(3_000_000), start + Duration::from_secs(1_000_000));
+        assert_eq!(schedule.due_within(Duration::from_millis(1_500)), 5, "at 0, 1/3, 2/3, 1 and 4/3");
     }
 }

@@ -35,6 +35,16 @@ pub(crate) enum Command {
     Open(Open),
     Exchange(Exchange),
     Fanout(Fanout),
+    /// Writes to users who never read until the server can get rid of no more.
+    Fill {
+        stuck: Range<usize>,
+        /// Who writes to them.
+        sender: usize,
+    },
+    /// Looks which of those who never read the server still has.
+    Look {
+        stuck: Range<usize>,
+    },
     /// To a worker in [`Fanout`]: all members of another worker have this many messages.
     Arrived {
         worker: usize,
@@ -189,4 +199,10 @@ pub(crate) struct Done {
     pub(crate) latency: Recorded,
     /// From when it really was sent.
     pub(crate) uncorrected: Recorded,
+    /// At a fixed rate: from when it was to be sent until this worker sent it.
+    pub(crate) lag: Recorded,
+    /// What was due at a fixed rate and was not sent, since the worker was too late already.
+    pub(crate) unsent: u64,
+    /// The least that the server holds for one of those who never read, in bytes.
+    pub(crate) held: Option<u64>,
 }

@@ -1,15 +1,17 @@
 //! Charts, as SVG.
 
-use std::{fs, path::Path};
-
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use plotters::{
     coord::Shift,
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use crate::{latency::Latency, report::Report, statistics::Spread};
+use crate::{
+    latency::Latency,
+    report::{Figure, Report},
+    statistics::Spread,
+};
 
 /// A group of bars with a scale of its own.
 #[derive(Debug)]
@@ -28,27 +30,27 @@ pub(crate) struct Bar {
 }
 
 /// Draws latencies as percentiles where there are some, else figures as bars.
-pub(crate) fn report(path: &Path, report: &Report) -> anyhow::Result<()> {
+pub(crate) fn report(report: &Report) -> anyhow::Result<String> {
     let names = report.latency_names();
     if names.is_empty() {
-        return bars(path, &report.title, &[figures(report)]);
+        return bars(&report.title, &[figures(report)]);
     }
     let lines: Vec<(&str, Latency)> = names
         .into_iter()
-        .map(|name| {
+        .map(|(key, label)| {
             let mut all = Latency::new();
-            for (_, latency) in report.runs.iter().flat_map(|run| &run.latencies).filter(|(n, _)| n == name) {
+            for latency in report.latencies(key) {
                 all.add(&latency.recorded());
             }
-            (name, all)
+            (label, all)
         })
         .collect();
-    write(path, WIDTH, HEIGHT, |area| percentiles(area, &report.title, &lines))
+    svg(WIDTH, HEIGHT, |area| percentiles(area, &report.title, &lines))
 }
 
 /// Draws groups of bars beside each other, each with the ends of its runs.
-pub(crate) fn bars(path: &Path, title: &str, panels: &[Panel]) -> anyhow::Result<()> {
-    write(path, WIDTH.max(PANEL * panels.len() as u32), HEIGHT, |area| {
+pub(crate) fn bars(title: &str, panels: &[Panel]) -> anyhow::Result<String> {
+    svg(WIDTH.max(PANEL * panels.len() as u32), HEIGHT, |area| {
         let area = area.titled(title, (FONT, 18)).map_err(drawn)?;
         for (panel, area) in panels.iter().zip(area.split_evenly((1, panels.len().max(1)))) {
             draw_panel(&area, panel)?;
@@ -57,25 +59,21 @@ pub(crate) fn bars(path: &Path, title: &str, panels: &[Panel]) -> anyhow::Result
     })
 }
 
-/// The figures of a report that are costs, in one unit.
+/// The figures of a report that are costs, in one unit; where there are none, those in the unit of the first.
 fn figures(report: &Report) -> Panel {
-    let names = report.names();
-    let unit = names.iter().map(|(_, unit)| *unit).find(|unit| matches!(*unit, "bytes" | "µs")).unwrap_or_default();
-    let bar = |&(name, _): &(&str, &str)| {
-        Some(Bar { label: name.to_owned(), height: report.spread(name)?, note: String::new() })
+    let figures = report.figures();
+    let cost = figures.iter().find(|figure| matches!(figure.unit, "bytes" | "µs"));
+    let unit = cost.or_else(|| figures.first()).map(|figure| figure.unit).unwrap_or_default();
+    let bar = |figure: &&Figure| {
+        Some(Bar { label: figure.label.clone(), height: report.spread(&figure.key)?, note: String::new() })
     };
-    let bars = names.iter().filter(|(_, u)| *u == unit).filter_map(bar).collect();
+    let bars = figures.iter().filter(|figure| figure.unit == unit).filter_map(bar).collect();
     Panel { title: String::new(), unit: unit.to_owned(), bars }
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-fn write(
-    path: &Path,
-    width: u32,
-    height: u32,
-    draw: impl FnOnce(&Area<'_>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn svg(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> anyhow::Result<()>) -> anyhow::Result<String> {
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
@@ -83,7 +81,7 @@ fn write(
         draw(&area)?;
         area.present().map_err(drawn)?;
     }
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    Ok(text)
 }
 
 /// Latency over the share of messages that were at least as fast, both logarithmic, so that the tail can be seen.
@@ -207,10 +205,7 @@ mod tests {
     use crate::report::Outcome;
 
     fn drawing(runs: Vec<Outcome>) -> String {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("chart.svg");
-        report(&path, &Report { title: "a title".into(), runs }).unwrap();
-        fs::read_to_string(path).unwrap()
+        report(&Report { title: "a title".into(), runs, ..Report::default() }).unwrap()
     }
 
     #[test]
@@ -220,7 +215,7 @@ mod tests {
             latency.record(Duration::from_micros(micros));
         }
         let mut outcome = Outcome::default();
-        outcome.latency("there and back", latency);
+        outcome.latency("way", "there and back", latency);
         let svg = drawing(vec![outcome]);
         for text in ["a title", "there and back", "percentile", "99.9", "<polyline"] {
             assert!(svg.contains(text), "{text} is missing");
@@ -231,11 +226,20 @@ mod tests {
     #[test]
     fn without_latencies_there_are_bars() {
         let mut outcome = Outcome::default();
-        outcome.figure("handshakes", "per second", 5.0);
-        outcome.figure("server CPU per handshake", "µs", 17.25);
+        outcome.figure("handshakes_per_second", "handshakes", "per second", 5.0);
+        outcome.figure("cpu", "server CPU per handshake", "µs", 17.25);
         let svg = drawing(vec![outcome]);
         assert!(svg.contains("server CPU per handshake") && svg.contains("17.3"));
         assert!(!svg.contains("per second"));
+    }
+
+    #[test]
+    fn without_costs_there_are_bars_of_the_rate() {
+        let mut outcome = Outcome::default();
+        outcome.figure("handshakes_per_second", "handshakes", "per second", 5_120.0);
+        outcome.figure("handshakes", "handshakes in all", "", 70.0);
+        let svg = drawing(vec![outcome]);
+        assert!(svg.contains("per second") && svg.contains("5120") && !svg.contains("in all"), "{svg}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(crate) enum Subject {
 pub(crate) struct Server {
     pub(crate) endpoint: Endpoint,
     watched: Option<Watched>,
+    /// Why the process that is watched may be another than the server's.
+    doubt: Option<String>,
     /// Killed when it is dropped.
     child: Option<Child>,
     subject: Subject,
@@ -70,7 +72,12 @@ impl Server {
                 let mut endpoint = parse(url)?;
                 endpoint.token = token.map(str::to_owned);
                 let watched = pid.map(Watched::new).transpose()?;
-                Ok(Self { endpoint, watched, child: None, subject: subject.clone(), cpus: Group::default() })
+                let doubt = match &watched {
+                    Some(watched) => watched.ensure_listens(endpoint.address)?,
+                    None => None,
+                };
+                let cpus = Group::default();
+                Ok(Self { endpoint, watched, doubt, child: None, subject: subject.clone(), cpus })
             }
             Subject::Child { .. } => {
                 let (child, address) = spawn(subject, cpus, "127.0.0.1:0").await?;
@@ -81,7 +88,8 @@ impl Server {
                     path: "/ws".into(),
                     token: token.map(str::to_owned),
                 };
-                Ok(Self { endpoint, watched, child: Some(child), subject: subject.clone(), cpus: cpus.clone() })
+                let cpus = cpus.clone();
+                Ok(Self { endpoint, watched, doubt: None, child: Some(child), subject: subject.clone(), cpus })
             }
         }
     }
@@ -125,6 +133,11 @@ impl Server {
             bail!("the server may open {limit} files, too few for {connections} connections: raise its `ulimit -n`");
         }
         Ok(())
+    }
+
+    /// Why its figures may be those of another process.
+    pub(crate) fn doubt(&self) -> Option<&str> {
+        self.doubt.as_deref()
     }
 
     /// What is measured, for the reader of the figures.

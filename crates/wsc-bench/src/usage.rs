@@ -1,10 +1,16 @@
 //! What a process uses, as Linux tells it.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nix::{time::ClockId, unistd::Pid};
-use procfs::process::Process;
+use procfs::{
+    net::{TcpState, tcp, tcp6},
+    process::{FDTarget, Process},
+};
 
 /// A process that is watched from outside.
 #[derive(Debug)]
@@ -31,6 +37,34 @@ impl Watched {
         // The process' own CPU clock counts nanoseconds and includes threads that have ended.
         let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid as i32)).ok().filter(|clock| clock.now().is_ok());
         Ok(Self { process, clock })
+    }
+
+    /// Whether the process is the one that serves at an address: whether it has a socket that listens there.
+    ///
+    /// `Ok` with a doubt where the process does not let itself be looked at.
+    ///
+    /// # Errors
+    ///
+    /// It is another process.
+    pub(crate) fn ensure_listens(&self, address: SocketAddr) -> anyhow::Result<Option<String>> {
+        let pid = self.pid();
+        let entries = tcp().context("cannot read /proc/net/tcp")?.into_iter().chain(tcp6().unwrap_or_default());
+        let here = |ip: IpAddr| ip.is_unspecified() || ip.to_canonical() == address.ip().to_canonical();
+        let listening: Vec<u64> = entries
+            .filter(|entry| entry.state == TcpState::Listen)
+            .filter(|entry| entry.local_address.port() == address.port() && here(entry.local_address.ip()))
+            .map(|entry| entry.inode)
+            .collect();
+        ensure!(!listening.is_empty(), "--pid {pid}: nothing on this machine listens at {address}");
+        let Ok(mut descriptors) = self.process.fd() else {
+            return Ok(Some(format!("process {pid} may not be looked into: that it serves {address} was not checked")));
+        };
+        ensure!(
+            descriptors
+                .any(|fd| matches!(fd.map(|fd| fd.target), Ok(FDTarget::Socket(inode)) if listening.contains(&inode))),
+            "--pid {pid}: that process does not listen at {address}, its figures would not be the server's"
+        );
+        Ok(None)
     }
 
     /// CPU time of all its threads so far, in user space and in the kernel.
@@ -94,5 +128,22 @@ mod tests {
         let holdings = me.holdings().unwrap();
         assert!(holdings.resident > 100_000 && holdings.descriptors >= 3 && holdings.threads >= 1, "{holdings:?}");
         assert!(Watched::new(u32::MAX / 2).is_err());
+    }
+
+    #[test]
+    fn a_process_that_does_not_listen_there_is_told_from_the_server() {
+        let me = Watched::new(std::process::id()).unwrap();
+        for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+            let listener = std::net::TcpListener::bind(listen).unwrap();
+            let address = SocketAddr::new([127, 0, 0, 1].into(), listener.local_addr().unwrap().port());
+            assert_eq!(me.ensure_listens(address).unwrap(), None);
+            let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            let wrong = Watched::new(other.id()).unwrap().ensure_listens(address);
+            other.kill().unwrap();
+            other.wait().unwrap();
+            assert!(wrong.unwrap_err().to_string().contains("does not listen"));
+            drop(listener);
+            assert!(me.ensure_listens(address).unwrap_err().to_string().contains("nothing on this machine"));
+        }
     }
 }

@@ -46,11 +46,11 @@ pub(crate) async fn measure(bench: &Bench, args: &AvalancheArgs) -> anyhow::Resu
     let again = fleet.reopen("coming back", &crowd, &back).await?;
     let took = accepting.elapsed();
 
-    outcome.figure("all back, registered and in their rooms", "s", took.as_secs_f64());
-    outcome.figure("the first time, before the cut", "s", first.elapsed.as_secs_f64());
-    outcome.figure("tried again", "connections", again.retries as f64);
-    outcome.figure("  of which until the first came", "s", late.as_secs_f64());
-    outcome.latency("until a connection was back", again.latency);
+    outcome.figure("all_back_s", "all back, registered and in their rooms", "s", took.as_secs_f64());
+    outcome.figure("first_time_s", "the first time, before the cut", "s", first.elapsed.as_secs_f64());
+    outcome.figure("tried_again", "tried again", "connections", again.retries as f64);
+    outcome.figure("late_s", "  of which until the first came", "s", late.as_secs_f64());
+    outcome.latency("until_back", "until a connection was back", again.latency);
     server.stop().await?;
     Ok(outcome)
 }

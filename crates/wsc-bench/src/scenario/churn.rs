@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
+
 use super::{CPU_PER_HANDSHAKE, CpuMeter, cpu_figure, per_second};
 use crate::{
     args::ChurnArgs,
@@ -39,10 +41,16 @@ pub(crate) async fn measure(bench: &Bench, args: &ChurnArgs) -> anyhow::Result<O
         unclean += fleet.close(&crowd, Ending::Polite).await?.missing;
         add(&mut cpu, meter.used(&server)?);
     }
-    outcome.figure("handshakes", "per second", per_second(made, opening));
+    ensure!(made > 0, "no connection was made");
+    outcome.figure("handshakes_per_second", "handshakes", "per second", per_second(made, opening));
     cpu_figure(&mut outcome, CPU_PER_HANDSHAKE, open_cpu, made);
-    cpu_figure(&mut outcome, "server CPU per handshake and close", cpu, made);
-    outcome.figure("handshakes in all", "", made as f64);
+    cpu_figure(
+        &mut outcome,
+        ("server_cpu_per_handshake_and_close_us", "server CPU per handshake and close"),
+        cpu,
+        made,
+    );
+    outcome.figure("handshakes", "handshakes in all", "", made as f64);
     if unclean > 0 {
         outcome.notes.push(format!("{unclean} connections were not closed by the server within the patience"));
     }

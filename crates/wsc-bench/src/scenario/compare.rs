@@ -2,26 +2,32 @@
 
 use std::{fmt::Write, path::PathBuf};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::json;
 
-use super::{CPU_PER_DELIVERY, CPU_PER_HANDSHAKE, CPU_PER_MESSAGE, churn, direct, fanout};
+use super::{CPU_PER_DELIVERY, CPU_PER_HANDSHAKE, CPU_PER_MESSAGE, Name, churn, direct, fanout};
 use crate::{
     Program,
     args::{ChurnArgs, CompareArgs, Compared, DirectArgs, FanoutArgs},
     bench::{self, Bench},
     plot::{self, Bar, Panel},
     progress::Progress,
-    report::{self, Outcome, readable},
+    report::{self, Outcome, Sink, readable},
     server::{LISTEN, Subject},
     statistics::Spread,
 };
 
 /// A server beside the hub.
+#[derive(Clone, Copy)]
 struct Target {
     name: &'static str,
     /// What it can be measured in.
     takes: &'static [Compared],
+}
+
+/// What they are called.
+pub(crate) fn names() -> [&'static str; 4] {
+    TARGETS.map(|target| target.name)
 }
 
 const TARGETS: [Target; 4] = [
@@ -40,7 +46,7 @@ struct Case {
     /// The server that the others are measured against: the least that the same work can cost.
     floor: &'static str,
     /// The figure.
-    cost: &'static str,
+    cost: Name,
 }
 
 /// One server in one case.
@@ -53,8 +59,13 @@ struct Row {
 }
 
 pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result<()> {
+    let mut json_sink = args.json.as_deref().map(Sink::open).transpose()?;
+    let mut plot_sink = args.plot.as_deref().map(Sink::open).transpose()?;
     let progress = Progress::new(args.quiet);
     let benches = servers(args, program, &progress)?;
+    if let Some((_, _, bench)) = benches.first() {
+        bench.join_clients()?;
+    }
     let cases = cases(args);
     let mut rows: Vec<Row> = Vec::new();
     for (index, case) in cases.iter().enumerate() {
@@ -66,7 +77,8 @@ pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result
     }
     ensure!(!rows.is_empty(), "none of the servers takes part in any of the scenarios");
     for round in 1..=args.repeat {
-        for row in &mut rows {
+        for index in order(&rows, round) {
+            let row = &mut rows[index];
             let case = &cases[row.case];
             let Some((_, _, bench)) = benches.iter().find(|(name, ..)| *name == row.server) else { continue };
             progress.prefix(format!(
@@ -76,6 +88,7 @@ pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result
             let outcome = measure(bench, args, case).await.map_err(|error| format!("{error:#}"));
             row.rounds.push(match outcome {
                 Ok(lossy) if lossy.lost > 0 => Err(format!("{} messages were lost", lossy.lost)),
+                Ok(faulty) if !faulty.faults.is_empty() => Err(faulty.faults.join("; ")),
                 other => other,
             });
         }
@@ -83,12 +96,10 @@ pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result
     progress.finish();
 
     let title = format!(
-        "compare: {} rounds, {} connections, {} bytes, servers with {} thread{}",
+        "compare: {} rounds, {} connections, {} bytes, servers with one thread",
         args.repeat,
         readable(args.connections as f64),
-        args.load.payload,
-        args.server_threads,
-        if args.server_threads == 1 { "" } else { "s" }
+        args.load.timed.payload
     );
     let failures: Vec<String> = rows
         .iter()
@@ -101,14 +112,28 @@ pub(crate) async fn run(args: &CompareArgs, program: &Program) -> anyhow::Result
         })
         .collect();
     bench::show(&table(&title, &cases, &rows, &failures), args.json.as_deref())?;
-    if let Some(path) = &args.json {
-        report::write_json(path, &json(&title, &cases, &rows))?;
+    if let Some(sink) = &mut json_sink {
+        let mut report = json(&title, &cases, &rows);
+        report["arguments"] = serde_json::to_value(args)?;
+        sink.write_json(&report)?;
     }
-    if let Some(path) = &args.plot {
-        plot::bars(path, &title, &panels(&cases, &rows))?;
+    if let Some(sink) = &mut plot_sink {
+        sink.write(&plot::bars(&title, &panels(&cases, &rows))?)?;
     }
     ensure!(failures.is_empty(), "{} of the measurements failed", failures.len());
     Ok(())
+}
+
+/// Which row is measured when: case by case, and in each round another server of a case is the first, so that none
+/// always follows the same other.
+fn order(rows: &[Row], round: usize) -> Vec<usize> {
+    let mut order = Vec::with_capacity(rows.len());
+    let indices: Vec<usize> = (0..rows.len()).collect();
+    for of_case in indices.chunk_by(|&a, &b| rows[a].case == rows[b].case) {
+        let first = (round - 1) % of_case.len();
+        order.extend(of_case[first..].iter().chain(&of_case[..first]));
+    }
+    order
 }
 
 /// All servers: what they are called, what they take part in, and how they are measured.
@@ -132,16 +157,14 @@ fn servers(
         executable.display()
     );
     for name in &args.target {
-        let Some(target) = TARGETS.iter().find(|target| target.name == name) else {
-            let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-            bail!("no server is called {name}; there are {}", names.join(", "));
-        };
+        // The command line takes no other names.
+        let target = TARGETS.iter().find(|target| target.name == name).context("no such server")?;
         let subject = Subject::Child {
             name: name.clone(),
             // A relative path would not be found from where children are started.
             program: executable.canonicalize().unwrap_or_else(|_| PathBuf::from(&executable)),
             args: vec![name.clone(), "--listen".into(), LISTEN.into()],
-            environment: vec![("TOKIO_WORKER_THREADS".into(), args.server_threads.to_string())],
+            environment: vec![("TOKIO_WORKER_THREADS".into(), "1".into())],
         };
         servers.push((name.clone(), target.takes, Bench::of(subject, &common, program, progress.clone())?));
     }
@@ -214,7 +237,7 @@ async fn measure(bench: &Bench, args: &CompareArgs, case: &Case) -> anyhow::Resu
 
 /// What a row cost in each round that worked, by round.
 fn costs(row: &Row, case: &Case) -> Vec<Option<f64>> {
-    row.rounds.iter().map(|outcome| outcome.as_ref().ok()?.get(case.cost)).collect()
+    row.rounds.iter().map(|outcome| outcome.as_ref().ok()?.get(case.cost.0)).collect()
 }
 
 /// What one server cost in times of another, within each round in which both were measured.
@@ -289,10 +312,10 @@ fn json(title: &str, cases: &[Case], rows: &[Row]) -> serde_json::Value {
                     })
                 })
                 .collect();
-            json!({"case": case.title, "figure": case.cost, "floor": case.floor, "servers": servers})
+            json!({"case": case.title, "figure": case.cost.0, "label": case.cost.1, "floor": case.floor, "servers": servers})
         })
         .collect();
-    json!({"tool": report::TOOL, "title": title, "cases": cases})
+    json!({"tool": report::TOOL, "scenario": "compare", "title": title, "cases": cases})
 }
 
 fn panels(cases: &[Case], rows: &[Row]) -> Vec<Panel> {
@@ -305,7 +328,7 @@ fn panels(cases: &[Case], rows: &[Row]) -> Vec<Panel> {
             })
         };
         let bars = rows.iter().filter(|row| row.case == index).filter_map(bar).collect();
-        Panel { title: case.title.clone(), unit: format!("{}, µs", case.cost), bars }
+        Panel { title: case.title.clone(), unit: format!("{}, µs", case.cost.1), bars }
     };
     cases.iter().enumerate().map(panel).collect()
 }
@@ -323,7 +346,7 @@ mod tests {
     fn row(server: &str, costs: &[Option<f64>]) -> Row {
         let round = |cost: &Option<f64>| {
             let mut outcome = Outcome::default();
-            outcome.figure(CPU_PER_DELIVERY, "µs", cost.ok_or("it broke")?);
+            outcome.figure(CPU_PER_DELIVERY.0, CPU_PER_DELIVERY.1, "µs", cost.ok_or("it broke")?);
             Ok(outcome)
         };
         Row { case: 0, server: server.into(), rounds: costs.iter().map(round).collect() }
@@ -357,6 +380,17 @@ mod tests {
         assert_eq!(ratios(&rows[0], "write-loop", &rows, &case()).unwrap().max, 2.0);
         let text = table("t", &[case()], &rows, &["write-loop broke".into()]);
         assert!(text.contains("FAILED: write-loop broke"), "{text}");
+    }
+
+    #[test]
+    fn each_round_begins_with_another_server() {
+        let mut rows = [row("a", &[]), row("b", &[]), row("c", &[]), row("a", &[]), row("d", &[])];
+        rows[3].case = 1;
+        rows[4].case = 1;
+        assert_eq!(order(&rows, 1), [0, 1, 2, 3, 4]);
+        assert_eq!(order(&rows, 2), [1, 2, 0, 4, 3]);
+        assert_eq!(order(&rows, 3), [2, 0, 1, 3, 4]);
+        assert_eq!(order(&rows, 4), [0, 1, 2, 4, 3]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 
-use super::{CPU_PER_MESSAGE, CpuMeter, cpu_figure, per_second};
+use super::{CPU_PER_MESSAGE, CpuMeter, cpu_figure, late_figures, per_second};
 use crate::{
     args::DirectArgs,
     bench::Bench,
@@ -19,16 +19,11 @@ pub(crate) fn title(args: &DirectArgs) -> String {
     format!(
         "direct: {} connections write to each other, {} bytes, {pace}",
         readable(args.connections as f64),
-        args.load.payload
+        args.load.timed.payload
     )
 }
 
 pub(crate) async fn measure(bench: &Bench, args: &DirectArgs) -> anyhow::Result<Outcome> {
-    ensure!(args.connections >= 2, "it takes two to write to each other");
-    ensure!(
-        bench.common.server.token.is_none(),
-        "direct needs a user for each connection, and with a token all would be one: switch authentication off"
-    );
     let server = bench.server().await?;
     server.ensure_room_for(args.connections)?;
     let mut fleet = bench.fleet(&server, args.connections).await?;
@@ -37,24 +32,30 @@ pub(crate) async fn measure(bench: &Bench, args: &DirectArgs) -> anyhow::Result<
     let (users, _) =
         fleet.open("opening", args.connections, &Opened::new(Rooms::None, bench.common.clients.pending)).await?;
     let pace = args.rate.map_or(Pace::Closed { in_flight: args.in_flight }, |per_second| Pace::Rate { per_second });
-    let mut exchange =
-        async |what, limit| fleet.exchange(what, &users, ExchangeKind::Direct, pace, limit, args.load.payload).await;
-    let warmup = exchange("warming up", Limit::Time(args.load.warmup)).await?;
+    let mut exchange = async |what, limit| {
+        fleet.exchange(what, &users, ExchangeKind::Direct, pace, limit, args.load.timed.payload).await
+    };
+    let warmup = exchange("warming up", Limit::Time(args.load.timed.warmup)).await?;
     ensure!(warmup.missing == 0, "{} messages were lost while warming up", warmup.missing);
 
     let meter = CpuMeter::start(&server)?;
     let run = exchange("sending", args.load.limit()).await?;
     let used = meter.used(&server)?;
 
+    ensure!(run.count + run.missing > 0, "no message went");
     outcome.lost += run.missing;
-    outcome.figure("messages", "per second", per_second(run.count, run.elapsed));
+    outcome.figure("messages_per_second", "messages", "per second", per_second(run.count, run.elapsed));
     cpu_figure(&mut outcome, CPU_PER_MESSAGE, used, run.count);
-    outcome.figure("messages in all", "", run.count as f64);
+    outcome.figure("messages", "messages in all", "", run.count as f64);
     if args.rate.is_some() {
-        outcome.latency("from when it was to be sent until it arrived", run.latency);
-        outcome.latency("from when it was really sent until it arrived", run.uncorrected);
+        late_figures(&mut outcome, "", "", &run);
+        // Where it was the clients who were late, the server is not charged for it.
+        if !run.is_late() {
+            outcome.latency("corrected", "from when it was to be sent until it arrived", run.latency);
+        }
+        outcome.latency("uncorrected", "from when it was really sent until it arrived", run.uncorrected);
     } else {
-        outcome.latency("from sending until it arrived", run.latency);
+        outcome.latency("way", "from sending until it arrived", run.latency);
     }
     server.stop().await?;
     Ok(outcome)

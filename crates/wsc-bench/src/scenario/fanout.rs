@@ -16,7 +16,7 @@ pub(crate) fn title(args: &FanoutArgs) -> String {
     format!(
         "fanout: {} of {} bytes to {} members, {} in flight",
         if args.broadcast { "broadcasts through the API" } else { "room messages" },
-        args.load.payload,
+        args.load.timed.payload,
         readable(args.connections as f64),
         args.in_flight
     )
@@ -42,8 +42,8 @@ pub(crate) async fn measure(bench: &Bench, args: &FanoutArgs) -> anyhow::Result<
         sender,
         broadcast: args.broadcast,
         in_flight: args.in_flight,
-        limit: Limit::Time(args.load.warmup),
-        payload: args.load.payload,
+        limit: Limit::Time(args.load.timed.warmup),
+        payload: args.load.timed.payload,
     };
     let warmup = fleet.fan_out("warming up", &spec).await?;
     ensure!(warmup.missing == 0, "{} deliveries were lost while warming up", warmup.missing);
@@ -60,16 +60,22 @@ pub(crate) async fn measure(bench: &Bench, args: &FanoutArgs) -> anyhow::Result<
         Err(why) => Err(why),
     };
 
+    ensure!(run.count > 0, "no message went");
     outcome.lost += run.missing;
-    outcome.figure("deliveries", "per second", per_second(run.deliveries, run.elapsed));
-    outcome.figure("messages", "per second", per_second(run.count, run.elapsed));
+    outcome.figure("deliveries_per_second", "deliveries", "per second", per_second(run.deliveries, run.elapsed));
+    outcome.figure("messages_per_second", "messages", "per second", per_second(run.count, run.elapsed));
     cpu_figure(&mut outcome, CPU_PER_DELIVERY, used, run.deliveries);
     match instructions {
-        Ok(count) => outcome.figure("instructions per delivery", "", count / run.deliveries.max(1) as f64),
+        Ok(count) => outcome.figure(
+            "instructions_per_delivery",
+            "instructions per delivery",
+            "",
+            count / run.deliveries.max(1) as f64,
+        ),
         Err(why) => outcome.notes.push(format!("instructions not counted: {why}")),
     }
-    outcome.figure("deliveries in all", "", run.deliveries as f64);
-    outcome.latency("from sending until all members have it", run.latency);
+    outcome.figure("deliveries", "deliveries in all", "", run.deliveries as f64);
+    outcome.latency("until_all_have_it", "from sending until all members have it", run.latency);
     server.stop().await?;
     Ok(outcome)
 }

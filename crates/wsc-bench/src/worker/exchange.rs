@@ -1,6 +1,9 @@
 //! Messages from one connection to one.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 
@@ -31,6 +34,10 @@ pub(crate) struct Exchanging {
     last: Instant,
     latency: Latency,
     uncorrected: Latency,
+    /// How late this worker was itself. Sending never waits for the server: what the kernel does not take is kept.
+    lag: Latency,
+    /// What was due when this worker stopped, being too late.
+    unsent: u64,
     given_up: bool,
 }
 
@@ -62,6 +69,8 @@ impl Exchanging {
             last: now,
             latency: Latency::new(),
             uncorrected: Latency::new(),
+            lag: Latency::new(),
+            unsent: 0,
             given_up: false,
             exchange,
         }
@@ -70,6 +79,7 @@ impl Exchanging {
     /// Whether there is a message to send that is due at this time.
     fn may_send(&self, due: Instant) -> bool {
         !self.given_up
+            && self.unsent == 0
             && match self.exchange.limit {
                 Limit::Count(count) => self.sent < count,
                 Limit::Time(time) => due - self.started < time,
@@ -136,7 +146,8 @@ impl Load for Exchanging {
 
     fn turn(&mut self, io: &mut Sockets) -> anyhow::Result<Option<Instant>> {
         let Pace::Rate { .. } = self.exchange.pace else { return Ok(None) };
-        loop {
+        // Not more than so many in one turn: what has arrived meanwhile is to be timed, not to lie there.
+        for _ in 0..BURST {
             let intended = self.schedule.at(self.sent);
             let now = Instant::now();
             // Asked of the intended time: what was due within the time is sent, also by a client that is late.
@@ -146,9 +157,20 @@ impl Load for Exchanging {
             if intended > now {
                 return Ok(Some(intended));
             }
+            // One that is this late does not catch up any more, and the end must come when it was said to come.
+            if now - intended > TOO_LATE {
+                let all = match self.exchange.limit {
+                    Limit::Count(count) => count,
+                    Limit::Time(time) => self.schedule.due_within(time),
+                };
+                self.unsent = all.saturating_sub(self.sent).max(1);
+                return Ok(None);
+            }
             let index = (self.sent % self.texts.len() as u64) as usize;
+            self.lag.record(now - intended);
             self.send(io, index, intended, now)?;
         }
+        Ok(Some(Instant::now()))
     }
 
     fn progress(&self) -> u64 {
@@ -172,10 +194,18 @@ impl Load for Exchanging {
             elapsed: self.last - self.started,
             latency: self.latency.recorded(),
             uncorrected: self.uncorrected.recorded(),
+            lag: self.lag.recorded(),
+            unsent: self.unsent,
             ..Done::default()
         })
     }
 }
+
+/// How many are sent before the loop looks what has come.
+const BURST: usize = 64;
+
+/// When a worker gives a rate up.
+const TOO_LATE: Duration = Duration::from_secs(1);
 
 /// Whom a connection writes to: one that is far away in the table, and somebody else for each.
 fn receiver(index: usize, connections: usize) -> usize {

@@ -44,12 +44,15 @@ impl Recognition {
             return Recognised::Expected;
         }
         match found.as_deref() {
-            Some("error" | "gap" | "kick_out" | "force_offline") | None => {
-                Recognised::Trouble(String::from_utf8_lossy(message).into_owned())
-            }
-            Some(_) => Recognised::Other,
+            Some(kind) if !is_trouble(kind) => Recognised::Other,
+            _ => Recognised::Trouble(String::from_utf8_lossy(message).into_owned()),
         }
     }
+}
+
+/// Whether a message of this type says that something went wrong.
+pub(crate) fn is_trouble(message_type: &str) -> bool {
+    matches!(message_type, "error" | "gap" | "kick_out" | "force_offline")
 }
 
 /// The type of a message, where it is one of the protocol.

@@ -5,6 +5,7 @@
 mod close;
 mod exchange;
 mod fanout;
+mod fill;
 mod frame;
 mod http;
 mod inbound;
@@ -128,6 +129,12 @@ impl Worker {
             }
             Command::Exchange(exchange) => self.drive(&mut exchange::Exchanging::new(exchange, &self.names)),
             Command::Fanout(fanout) => self.drive(&mut fanout::FanningOut::new(fanout, &self.names)),
+            Command::Fill { stuck, sender } => self.drive(&mut fill::Filling::new(stuck, sender, &self.names)),
+            Command::Look { stuck } => {
+                let queues = fill::queues(&self.sockets, stuck)?;
+                let there = || queues.iter().flatten().copied();
+                Ok(Some(Done { count: there().count() as u64, held: there().min(), ..Done::default() }))
+            }
             Command::Close { slots, how } => self.drive(&mut close::Closing::new(slots, Some(how))),
             Command::AwaitEnd { slots } => self.drive(&mut close::Closing::new(slots, None)),
             Command::Begin { .. } | Command::Arrived { .. } | Command::Stop { .. } => {

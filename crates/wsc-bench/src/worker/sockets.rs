@@ -107,6 +107,12 @@ impl Sockets {
         self.table.get(slot).is_some_and(Option::is_some)
     }
 
+    /// Our end and the server's of a connection.
+    pub(crate) fn ends(&self, slot: usize) -> Option<(SocketAddr, SocketAddr)> {
+        let stream = &self.table.get(slot)?.as_ref()?.stream;
+        Some((stream.local_addr().ok()?, self.endpoint.address))
+    }
+
     /// Begins to connect; [`Incident::Upgraded`] or [`Incident::Ended`] follows.
     ///
     /// `query` is what only this connection has in its address.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::spawn_local,
 };
 use tokio_tungstenite::{
@@ -32,6 +32,12 @@ pub(crate) enum Fault {
     Closes,
     /// Upgrades are answered with 503.
     Busy,
+    /// Upgrades are answered with 503 once there were so many.
+    BusyAfter(u64),
+    /// Direct messages are taken and thrown away.
+    Forgets,
+    /// Whoever got a direct message is thrown out by the tenth room message after it, without a word.
+    CutsOff,
 }
 
 /// What the server has seen.
@@ -40,6 +46,8 @@ pub(crate) struct Seen {
     pub(crate) connections: u64,
     pub(crate) pongs: u64,
     pub(crate) room_messages: u64,
+    /// Sender, target and length of the content of each direct message.
+    pub(crate) directs: Vec<(String, String, usize)>,
     pub(crate) peers: Vec<SocketAddr>,
     pub(crate) queries: Vec<String>,
     pub(crate) subprotocols: Vec<Option<String>>,
@@ -59,6 +67,9 @@ struct Member {
     user: String,
     room: Option<String>,
     out: mpsc::UnboundedSender<Message>,
+    /// Told to end the connection at once, whatever else there is to do.
+    end: Rc<Notify>,
+    written_to: bool,
 }
 
 /// A server on a port of its own, on this thread; it ends with the test.
@@ -100,7 +111,12 @@ async fn serve(hub: Rc<RefCell<Hub>>, stream: TcpStream) -> io::Result<()> {
     if &start == b"POST" {
         return api(hub, stream).await;
     }
-    if hub.borrow().fault == Fault::Busy {
+    let busy = match hub.borrow().fault {
+        Fault::Busy => true,
+        Fault::BusyAfter(upgrades) => hub.borrow().seen.connections >= upgrades,
+        _ => false,
+    };
+    if busy {
         let mut stream = stream;
         return stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy").await;
     }
@@ -119,6 +135,7 @@ async fn serve(hub: Rc<RefCell<Hub>>, stream: TcpStream) -> io::Result<()> {
     let user = query.split('&').find_map(|pair| pair.strip_prefix("user_id=")).unwrap_or_default();
     let user = user.replace("%2D", "-");
     let (out, mut queue) = mpsc::unbounded_channel();
+    let end = Rc::new(Notify::new());
     let id = {
         let mut hub = hub.borrow_mut();
         hub.next += 1;
@@ -126,7 +143,10 @@ async fn serve(hub: Rc<RefCell<Hub>>, stream: TcpStream) -> io::Result<()> {
         hub.seen.open += 1;
         hub.seen.queries.push(query);
         let id = hub.next;
-        hub.members.insert(id, Member { user: user.clone(), room: None, out: out.clone() });
+        hub.members.insert(
+            id,
+            Member { user: user.clone(), room: None, out: out.clone(), end: Rc::clone(&end), written_to: false },
+        );
         id
     };
     let _ = out.send(text(&json!({"message_type": "connected", "data": {"user_id": user}})));
@@ -136,7 +156,11 @@ async fn serve(hub: Rc<RefCell<Hub>>, stream: TcpStream) -> io::Result<()> {
             message = queue.recv() => {
                 let Some(message) = message else { break };
                 let last = message.is_close();
-                if socket.send(message).await.is_err() || last {
+                let sent = tokio::select! {
+                    sent = socket.send(message) => sent.is_ok(),
+                    () = end.notified() => false,
+                };
+                if !sent || last {
                     break;
                 }
             }
@@ -189,6 +213,9 @@ impl Hub {
                 let delivery = json!({"id": "1", "message_type": "room_message", "data": data});
                 for (_, member) in others {
                     reply(member, &delivery);
+                    if self.fault == Fault::CutsOff && member.written_to && self.seen.room_messages.is_multiple_of(10) {
+                        member.end.notify_one();
+                    }
                 }
             }
             "direct_message" if self.fault == Fault::Refuses => {
@@ -196,9 +223,15 @@ impl Hub {
             }
             "direct_message" => {
                 let target = data["target_id"].as_str().unwrap();
+                let length = data["content"].as_str().unwrap().len();
+                self.seen.directs.push((self.members[&from].user.clone(), target.to_owned(), length));
+                if self.fault == Fault::Forgets {
+                    return;
+                }
                 let delivery =
                     json!({"id": "1", "message_type": "direct_message", "data": {"content": data["content"]}});
-                for member in self.members.values().filter(|member| member.user == target) {
+                for member in self.members.values_mut().filter(|member| member.user == target) {
+                    member.written_to = true;
                     reply(member, &delivery);
                 }
             }
