@@ -72,7 +72,12 @@ impl Decoder {
     ) -> (usize, Decoded<'b>) {
         let Some(header) = Header::parse(input) else { return (0, Decoded::Incomplete) };
         let is_packed = deflate && header.reserved == RSV1 && matches!(header.opcode, OP_TEXT | OP_BINARY);
-        let max_len = if is_packed { deflate::max_packed_len(max_message_size) } else { max_message_size };
+        let continues_packed =
+            || header.opcode == OP_CONTINUATION && self.assembly.as_ref().is_some_and(|a| a.packed.is_some());
+        let max_len = match is_packed || continues_packed() {
+            true => deflate::max_packed_len(max_message_size),
+            false => max_message_size,
+        };
         // Judged by the announced length alone, before a byte of the payload is kept.
         if header.payload_len > max_len as u64 && header.opcode < OP_CLOSE {
             return (0, Decoded::Violation(Violation::too_big(max_message_size)));
