@@ -57,7 +57,7 @@ impl BenchArgs {
     /// Refuses words of which each is right and which make no sense together: wrong usage like any other.
     fn checked(Words { scenario }: Words) -> Result<Self, clap::Error> {
         match scenario.nonsense() {
-            Some(why) => Err(clap::Error::raw(ErrorKind::ArgumentConflict, format!("{why}\n"))),
+            Some(why) => Err(clap::Error::raw(ErrorKind::ArgumentConflict, why)),
             None => Ok(Self { scenario }),
         }
     }

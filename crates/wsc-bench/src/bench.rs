@@ -160,7 +160,10 @@ impl Bench {
                 // What was measured until then is worth as much as before.
                 Err(error) => {
                     report.failed = Some(format!("{error:#}"));
-                    failed = Some(error.context(format!("run {run} of {}", output.repeat)));
+                    failed = Some(match output.repeat {
+                        1 => error,
+                        repeat => error.context(format!("run {run} of {repeat}")),
+                    });
                     break;
                 }
             }

@@ -94,7 +94,9 @@ pub(crate) async fn measure(bench: &Bench, args: &StormArgs, run: usize) -> anyh
     let room = note_storm(&mut outcome, &names, undisturbed)?;
     if let Some(disturbed) = disturbed {
         let order = if stuck_first { "before" } else { "after" };
-        outcome.method.push(format!("this storm beside those who never read came {order} the one without them"));
+        outcome.method.push(format!(
+            "runs take turns: in run {run} the storm beside those who never read came {order} the other"
+        ));
         let when = format!("beside {} stuck", args.stuck);
         let names = Names { key: "stuck", when, echo_key: "echo_stuck", room_key: "room_stuck" };
         let beside = note_storm(&mut outcome, &names, disturbed)?;
