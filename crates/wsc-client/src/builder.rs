@@ -16,11 +16,13 @@ use crate::{
     backoff::Schedule,
     client::Shared,
     connect::{Connector, Dial},
-    driver::{Driver, Options, Settlements, Status},
+    driver::{Driver, Options, Status},
+    outbox::Outbox,
     pending::Pending,
     queue::queue,
     rooms::Rooms,
     seen::Seen,
+    settlements::Settlements,
     socket::Socket,
     token::TokenSource,
 };
@@ -247,7 +249,8 @@ impl Builder {
     }
 
     /// Whether deliveries are acknowledged by themselves, each when the application asks for the event behind it.
-    /// Default false. What was taken last is not acknowledged before the application asks again.
+    /// Default false. What was taken last is not acknowledged before the application asks again; what it settled by
+    /// itself until then is left at that.
     pub fn auto_ack(mut self, auto_ack: bool) -> Self {
         self.auto_ack = auto_ack;
         self
@@ -301,16 +304,18 @@ impl Builder {
                 silence_margin: self.silence_margin,
                 pong_timeout: self.pong_timeout,
                 rejoin: self.rejoin,
+                max_request_size: self.max_request_size,
             },
             schedule: Schedule::new(self.backoff, fastrand::Rng::new()),
-            commands: command_queue,
+            outbox: Outbox::new(command_queue),
             events: event_sender,
             settlements: Arc::clone(&settlements),
             pending: Arc::clone(&pending),
             status: status_sender,
             stop: stop.clone(),
-            rooms: Rooms::default(),
+            rooms: Rooms::new(fastrand::Rng::new()),
             seen: Seen::new(self.dedup_window),
+            cause: Cause::Aborted,
         };
         let shared = Arc::new(Shared {
             pending,

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use serde::Deserialize;
+use serde_json::Value;
 use wsc_protocol::CloseCode;
 
 use crate::HubError;
@@ -42,6 +42,9 @@ pub enum Cause {
     /// The other side does not speak the protocol, or broke its rules.
     #[error("protocol error: {0}")]
     Protocol(String),
+    /// The client's task ended before its time: by a panic, such as one of the token provider, or with its runtime.
+    #[error("the client's task was ended")]
+    Aborted,
     /// The token provider had no token.
     #[error("no token")]
     Token(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -63,25 +66,15 @@ pub struct Closing {
 }
 
 impl Closing {
-    /// Reads a close frame; a reason that is not the hub's JSON is taken as text.
+    /// Reads a close frame; a reason that is not the hub's JSON is taken as text, and a field that is not as it should
+    /// be costs no other.
     pub(crate) fn parse(code: u16, reason: &str) -> Self {
-        #[derive(Deserialize)]
-        struct Reason {
-            reason: String,
-            #[serde(default)]
-            reconnect: Option<bool>,
-            #[serde(default)]
-            retry_after_ms: Option<u64>,
-        }
-        let code = CloseCode(code);
-        match serde_json::from_str::<Reason>(reason) {
-            Ok(parsed) => Self {
-                code,
-                reason: parsed.reason,
-                reconnect: parsed.reconnect,
-                retry_after: parsed.retry_after_ms.map(Duration::from_millis),
-            },
-            Err(_) => Self { code, reason: reason.to_owned(), reconnect: None, retry_after: None },
+        let fields: Value = serde_json::from_str(reason).unwrap_or_default();
+        Self {
+            code: CloseCode(code),
+            reason: fields["reason"].as_str().unwrap_or(reason).to_owned(),
+            reconnect: fields["reconnect"].as_bool(),
+            retry_after: fields["retry_after_ms"].as_u64().map(Duration::from_millis),
         }
     }
 }
@@ -106,7 +99,7 @@ impl Cause {
             false => Verdict::Stop,
         };
         match self {
-            Self::Requested => Verdict::Stop,
+            Self::Requested | Self::Aborted => Verdict::Stop,
             Self::Closed(closing) => {
                 let needs_token = closing.code == CloseCode::TOKEN_EXPIRED;
                 let allowed = closing.code.reconnect() && closing.reconnect != Some(false);
@@ -156,6 +149,13 @@ mod tests {
         fn the_hub_says_how_long(ms in 0_u64..1_000_000_000) {
             let cause = closed(3001, &format!(r#"{{"reason":"bye","reconnect":true,"retry_after_ms":{ms}}}"#));
             prop_assert_eq!(cause.verdict(false), Verdict::Retry { at_least: Duration::from_millis(ms) });
+        }
+
+        #[test]
+        fn a_hub_that_gives_no_reason_is_obeyed_all_the_same(ms in 0_u64..1_000_000, odd in "|,\"reason\":7") {
+            let closing = Closing::parse(3001, &format!(r#"{{"reconnect":false,"retry_after_ms":{ms}{odd}}}"#));
+            prop_assert_eq!(closing.reconnect, Some(false));
+            prop_assert_eq!(closing.retry_after, Some(Duration::from_millis(ms)));
         }
 
         #[test]

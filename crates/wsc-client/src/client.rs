@@ -9,18 +9,20 @@ use std::{
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     Builder, Cause, Connected, Event, RequestError,
-    driver::{Command, Settlements, Status},
+    driver::Status,
+    outbox::Command,
     pending::Pending,
     queue::EventReceiver,
     reply::{Authenticated, DirectAccepted, Members, MessageStatus, Pong, Reply, RoomAccepted},
     request::{Request, RoomOptions},
-    wire::{self, MAX_SETTLED, Outgoing, Settlement},
+    settlements::Settlements,
+    wire::{self, Outgoing, Settlement},
 };
 
 /// Sends requests to the hub. Cheap to clone; all clones share one connection.
@@ -106,9 +108,9 @@ impl Client {
         self.ask("join_room", &Room { room_id }, |_| Ok(()))
     }
 
-    /// Leaves a room.
+    /// Leaves a room. It is not joined again after that, also where the hub says that this client was not in it.
     pub fn leave_room(&self, room_id: &str) -> Request<()> {
-        self.ask("leave_room", &Room { room_id }, |_| Ok(()))
+        self.ask("leave_room", &Room { room_id }, |_| Ok(())).leaves(room_id)
     }
 
     /// Sends to the other members of a room. This connection gets no copy.
@@ -238,7 +240,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Where it is no JSON or too large, or the client is closed.
+    /// Where it is no JSON or too large, the client is closed, or so much is queued already that it has no place
+    /// within the [`request_timeout`](Builder::request_timeout).
     ///
     /// # Cancel safety
     ///
@@ -247,48 +250,43 @@ impl Client {
         let data = serde_json::value::to_raw_value(data).map_err(RequestError::Encode)?;
         let frame = Outgoing { message_type, data: Some(&data), ..Outgoing::default() };
         let frame = self.encode(&frame)?;
-        self.command(Command::Send { frame }).await
+        let queued = timeout(self.shared.request_timeout, self.command(Command::Send { frame })).await;
+        queued.unwrap_or(Err(RequestError::Timeout { sent: false }))
     }
 
-    /// Acknowledges deliveries: the hub need not send them again. Done when it is queued, and repeated by itself
-    /// where the hub sends one of them again.
+    /// Acknowledges deliveries: the hub need not send them again. They are noted at once, whatever the connection's
+    /// state, sent as soon as there is one, and repeated where the hub sends one of them again.
     ///
     /// # Errors
     ///
     /// Where the client is closed.
-    pub async fn ack<I: Into<String>>(&self, ids: impl IntoIterator<Item = I>) -> Result<(), RequestError> {
-        self.settle(ids, &Settlement::Ack).await
+    pub fn ack<I: Into<String>>(&self, ids: impl IntoIterator<Item = I>) -> Result<(), RequestError> {
+        self.settle(ids, &Settlement::Ack)
     }
 
-    /// Refuses deliveries for good; the sender learns of it.
+    /// Refuses deliveries for good; the sender learns of it. Noted and sent as an [`ack`](Self::ack); under
+    /// [`auto_ack`](Builder::auto_ack) it counts if it comes before the next event is asked for.
     ///
     /// # Errors
     ///
-    /// Where the client is closed.
-    pub async fn nack<I: Into<String>>(
-        &self,
-        ids: impl IntoIterator<Item = I>,
-        reason: &str,
-    ) -> Result<(), RequestError> {
-        self.settle(ids, &Settlement::Nack { reason: reason.to_owned() }).await
+    /// Where the client is closed, or the reason does not fit into a request. Nothing is refused then.
+    pub fn nack<I: Into<String>>(&self, ids: impl IntoIterator<Item = I>, reason: &str) -> Result<(), RequestError> {
+        self.settle(ids, &Settlement::Nack { reason: reason.to_owned() })
     }
 
-    async fn settle<I: Into<String>>(
+    fn settle<I: Into<String>>(
         &self,
         ids: impl IntoIterator<Item = I>,
         settlement: &Settlement,
     ) -> Result<(), RequestError> {
-        let mut ids = ids.into_iter().map(Into::into).peekable();
-        while ids.peek().is_some() {
-            let ids: Vec<String> = ids.by_ref().take(MAX_SETTLED).collect();
-            let frame = wire::settle(&ids, settlement).map_err(RequestError::Encode)?;
-            self.check_size(&frame)?;
-            self.command(Command::Settle { ids, settlement: settlement.clone(), frame }).await?;
+        let ids: Vec<String> = ids.into_iter().map(Into::into).collect();
+        for id in &ids {
+            self.check_size(wire::settle_len(id, settlement))?;
         }
-        Ok(())
+        if self.shared.settlements.settle(ids, settlement) { Ok(()) } else { Err(RequestError::Closed { sent: false }) }
     }
 
-    /// Ends the connection for good: sends what is queued, then a close frame, and waits until the hub has closed
+    /// Ends the connection for good: sends what is queued if a connection stands, then a close frame, and waits until the hub has closed
     /// too, at most [`close_timeout`](Builder::close_timeout). Requests that are still open fail.
     ///
     /// # Cancel safety
@@ -303,12 +301,12 @@ impl Client {
 
     pub(crate) fn encode(&self, frame: &Outgoing<'_>) -> Result<String, RequestError> {
         let frame = serde_json::to_string(frame).map_err(RequestError::Encode)?;
-        self.check_size(&frame)?;
+        self.check_size(frame.len())?;
         Ok(frame)
     }
 
-    fn check_size(&self, frame: &str) -> Result<(), RequestError> {
-        let (size, limit) = (frame.len(), self.shared.max_request_size);
+    fn check_size(&self, size: usize) -> Result<(), RequestError> {
+        let limit = self.shared.max_request_size;
         if size > limit { Err(RequestError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
@@ -327,19 +325,18 @@ impl fmt::Debug for Client {
 ///
 /// Events wait here until the application takes them, at most [`event_buffer`](Builder::event_buffer) bytes of them.
 /// When that is full the client stops reading from the socket, so that the hub's queue for this connection fills and
-/// its policy applies; nothing is dropped here. Replies stand behind the deliveries on the same socket, so requests
-/// time out meanwhile; a hub that gets no answers to its pings ends the connection, and the client does not come back
-/// before there is room. **Who wants no events drops this**; then they are discarded.
+/// its policy applies; nothing is dropped here. What the application says still goes out, and a connection that breaks
+/// over it is made anew: of those that came and went unseen only the last is told. Replies stand behind the deliveries
+/// on the same socket, so requests time out meanwhile, and a hub that gets no answers to its pings ends the
+/// connection. **Who wants no events drops this**; then they are discarded.
 pub struct Events {
     queue: EventReceiver,
     shared: Arc<Shared>,
-    /// Taken by the application and not acknowledged yet.
-    taken: Option<String>,
 }
 
 impl Events {
     pub(crate) fn new(queue: EventReceiver, shared: Arc<Shared>) -> Self {
-        Self { queue, shared, taken: None }
+        Self { queue, shared }
     }
 
     /// Waits for the next event; `None` after [`Event::Closed`].
@@ -350,15 +347,13 @@ impl Events {
     ///
     /// Cancel safe: an event is taken with the result or not at all.
     pub async fn next(&mut self) -> Option<Event> {
-        if let Some(id) = self.taken.take() {
-            self.shared.settlements.push(id, Settlement::Ack);
-        }
+        self.shared.settlements.done();
         let event = self.queue.next().await;
         if self.shared.auto_ack
             && let Some(Event::Delivery(delivery)) = &event
             && delivery.require_ack
         {
-            self.taken = Some(delivery.id.clone());
+            self.shared.settlements.taken(delivery.id.clone());
         }
         event
     }

@@ -68,7 +68,6 @@ pub(crate) async fn tcp(address: Arc<str>) -> io::Result<TcpStream> {
 }
 
 /// Everything that an attempt needs.
-#[derive(Debug)]
 pub(crate) struct Connector {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
@@ -120,6 +119,17 @@ impl Connector {
                 None => Err(lost(tungstenite::Error::ConnectionClosed)),
             };
         }
+    }
+}
+
+impl fmt::Debug for Connector {
+    /// Shows no query and no header: either may hold a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("host", &self.uri.host())
+            .field("path", &self.uri.path())
+            .field("token", &self.token)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,18 +1,15 @@
 //! The one task of a client: connects, serves the connection, connects again.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{
     select,
-    sync::{Notify, mpsc, watch},
+    sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
+use wsc_protocol::ErrorCode;
 
 use crate::{
     Cause, Connected, Event,
@@ -20,24 +17,15 @@ use crate::{
     cause::Verdict,
     connect::Connector,
     liveness::{Alarm, Liveness},
+    outbox::{Command, Outbox},
     pending::Pending,
     queue::EventSender,
     rooms::Rooms,
     seen::{Seen, Sighting},
+    settlements::Settlements,
     socket::{Socket, Step},
-    wire::{self, Inbound, MAX_SETTLED, Settlement},
+    wire::{self, Inbound},
 };
-
-/// Something to be sent.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// A request whose reply somebody waits for.
-    Request { id: u64, frame: String },
-    /// A frame without a reply.
-    Send { frame: String },
-    /// Messages were settled by the application.
-    Settle { ids: Vec<String>, settlement: Settlement, frame: String },
-}
 
 /// How things stand.
 #[derive(Clone, Debug)]
@@ -48,46 +36,6 @@ pub(crate) enum Status {
     /// No connection any more.
     Closed(Cause),
 }
-
-/// What the client says about deliveries by itself: that the application took them, or once more what it said before.
-#[derive(Debug, Default)]
-pub(crate) struct Settlements {
-    waiting: Mutex<VecDeque<(String, Settlement)>>,
-    more: Notify,
-}
-
-impl Settlements {
-    pub(crate) fn push(&self, id: String, settlement: Settlement) {
-        self.lock().push_back((id, settlement));
-        self.more.notify_one();
-    }
-
-    /// The next ones that go into one frame.
-    fn take(&self) -> Option<(Vec<String>, Settlement)> {
-        let mut waiting = self.lock();
-        let (id, settlement) = waiting.pop_front()?;
-        let mut ids = vec![id];
-        while ids.len() < MAX_SETTLED
-            && let Some((id, _)) = waiting.pop_front_if(|(_, next)| *next == settlement)
-        {
-            ids.push(id);
-        }
-        Some((ids, settlement))
-    }
-
-    /// A hub that sends and does not read gets no further.
-    fn is_full(&self) -> bool {
-        self.lock().len() >= MAX_WAITING
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(String, Settlement)>> {
-        // Nothing panics while it holds the lock, and a half-done change cannot be.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Settlements that wait to be written before reading stops.
-const MAX_WAITING: usize = 10 * MAX_SETTLED;
 
 /// What the hub is taken to do where it does not say how often it pings: its default.
 const DEFAULT_PING_INTERVAL: Duration = Duration::from_secs(25);
@@ -102,15 +50,16 @@ pub(crate) struct Options {
     pub(crate) silence_margin: Duration,
     pub(crate) pong_timeout: Duration,
     pub(crate) rejoin: bool,
+    pub(crate) max_request_size: usize,
 }
 
-/// The task's state.
+/// The task's state. However the task ends, dropping this tells everybody who waits.
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) connector: Connector,
     pub(crate) options: Options,
     pub(crate) schedule: Schedule,
-    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) outbox: Outbox,
     pub(crate) events: EventSender,
     pub(crate) settlements: Arc<Settlements>,
     pub(crate) pending: Arc<Pending>,
@@ -119,6 +68,8 @@ pub(crate) struct Driver {
     pub(crate) stop: CancellationToken,
     pub(crate) rooms: Rooms,
     pub(crate) seen: Seen,
+    /// Why the client ends, as soon as it is known.
+    pub(crate) cause: Cause,
 }
 
 impl Driver {
@@ -126,13 +77,16 @@ impl Driver {
     pub(crate) async fn run(mut self, first: Option<(Socket, Connected)>) {
         let mut reconnected = false;
         let mut standing = first;
-        let cause = loop {
+        self.cause = loop {
             let attempt = match standing.take() {
                 Some(connection) => Ok(connection),
                 None => {
+                    let attempt = self.connector.connect();
                     select! {
                         () = self.stop.cancelled() => break Cause::Requested,
-                        attempt = self.connector.connect() => attempt,
+                        attempt = attempt => attempt,
+                        // Neither a full queue of events nor the application's commands wait for a connection.
+                        never = wait(&mut self.events, &mut self.outbox, &self.pending) => match never {},
                     }
                 }
             };
@@ -142,7 +96,6 @@ impl Driver {
                     let cause = self.serve(socket, Connected { reconnected, ..connected }).await;
                     reconnected = true;
                     self.schedule.connection_ended(since.elapsed());
-                    self.pending.connection_ended();
                     cause
                 }
                 Err(cause) => cause,
@@ -150,29 +103,18 @@ impl Driver {
             let Verdict::Retry { at_least } = cause.verdict(self.connector.token.can_renew()) else {
                 break cause;
             };
+            self.pending.connection_ended();
             let retry_in = self.schedule.next_delay(at_least);
             tracing::debug!(%cause, ?retry_in, "not connected");
             self.status.send_replace(Status::Connecting);
             let next = Instant::now() + retry_in;
-            let failures = self.schedule.failures();
-            select! {
-                () = self.stop.cancelled() => break Cause::Requested,
-                () = self.emit(Event::Disconnected { cause, retry_in, failures }) => {}
-            }
+            self.events.send(Event::Disconnected { cause, retry_in, failures: self.schedule.failures() }, 0);
             select! {
                 () = self.stop.cancelled() => break Cause::Requested,
                 () = sleep_until(next) => {}
+                never = wait(&mut self.events, &mut self.outbox, &self.pending) => match never {},
             }
         };
-        tracing::debug!(%cause, "closed");
-        self.pending.close();
-        self.events.send_last(Event::Closed { cause: cause.clone() });
-        self.status.send_replace(Status::Closed(cause));
-    }
-
-    async fn emit(&self, event: Event) {
-        let room = self.events.room(0).await;
-        self.events.send(event, room);
     }
 
     /// Serves one connection to its end.
@@ -185,55 +127,68 @@ impl Driver {
         self.status.send_replace(Status::Connected(Arc::new(connected.clone())));
 
         // While an event waits for room nothing is read: the kernel's buffers fill, and the hub's queue for this
-        // client after them. Writing goes on. Since the end of a connection is read, too, no event waits at its end.
-        let mut held = Some((Event::Connected(connected), 0));
-        let mut commands_open = true;
+        // client after them. Writing goes on. Where it cannot, nothing more comes than the kernel has already, and
+        // behind that the end: this is read whatever waits.
+        self.events.send(Event::Connected(connected), 0);
         let cause = loop {
+            let reading = match socket.is_broken() {
+                true => !self.events.is_overfull(),
+                false => !self.events.is_waiting() && !self.settlements.is_full(),
+            };
+            if reading {
+                self.rooms.expire(Instant::now());
+            }
             if socket.can_write()
                 && let Some(frame) = self.own_frame()
             {
                 socket.write(Message::text(frame));
             }
             let can_write = socket.can_write();
-            let reading = held.is_none() && !self.settlements.is_full();
-            let rejoin_at = self.rooms.due();
+            let rejoin_at = self.rooms.due().filter(|_| can_write && reading);
+            let rooms_first = reading && self.rooms.go_first();
+            let broken = socket.is_broken();
+            let command = async {
+                match broken {
+                    true => match self.outbox.collect(&self.pending).await {},
+                    false => self.outbox.next().await,
+                }
+            };
             select! {
                 () = self.stop.cancelled() => {
                     self.say_goodbye(socket).await;
                     return Cause::Requested;
                 }
-                room = self.events.room(held.as_ref().map_or(0, |(_, bytes)| *bytes)), if held.is_some() => {
-                    if let Some((event, _)) = held.take() {
-                        self.events.send(event, room);
-                    }
+                () = self.events.handed_over(), if self.events.is_waiting() => {
                     // Nobody listened meanwhile: the silence was not the hub's.
                     liveness.heard(Instant::now());
+                    self.rooms.reads_again(Instant::now());
                 }
                 step = socket.step(reading) => match step {
                     Step::Written => {}
                     Step::Alive => liveness.heard(Instant::now()),
                     Step::Text(text) => {
                         liveness.heard(Instant::now());
-                        held = self.take_frame(&text).map(|event| (event, text.len()));
+                        if let Some(event) = self.take_frame(&text) {
+                            self.events.send(event, text.len());
+                        }
                     }
                     Step::Ended(cause) => break cause,
                 },
-                command = self.commands.recv(), if can_write && commands_open => match command {
-                    Some(command) => {
-                        if let Some(frame) = self.frame_of(command) {
-                            socket.write(Message::text(frame));
-                        }
+                command = command, if broken || (can_write && !rooms_first) => {
+                    if let Some(frame) = self.frame_of(command) {
+                        socket.write(Message::text(frame));
                     }
-                    None => commands_open = false,
-                },
-                () = self.settlements.more.notified(), if can_write => {}
-                () = sleep_until(rejoin_at.unwrap_or_else(Instant::now)), if can_write && rejoin_at.is_some() => {}
-                () = sleep_until(liveness.deadline()), if held.is_none() => match liveness.expired(Instant::now()) {
-                    Alarm::Ping if can_write => socket.write(Message::Ping("".into())),
-                    // Not even the frame before was taken.
-                    Alarm::Ping => {}
-                    Alarm::Dead => break Cause::Silent,
-                },
+                }
+                () = self.settlements.more(), if can_write => {}
+                () = sleep_until(rejoin_at.unwrap_or_else(Instant::now)), if rejoin_at.is_some() => {}
+                () = sleep_until(liveness.deadline()), if !self.events.is_waiting() => {
+                    match liveness.expired(Instant::now()) {
+                        Alarm::Ping if can_write => socket.write(Message::Ping("".into())),
+                        // Not even the frame before was taken.
+                        Alarm::Ping => {}
+                        Alarm::Dead => break Cause::Silent,
+                    }
+                }
             }
         };
         if matches!(cause, Cause::Closed(_)) {
@@ -247,7 +202,12 @@ impl Driver {
         if let Some(frame) = self.rooms.next_request(Instant::now(), || self.pending.next_id()) {
             return Some(frame);
         }
-        let (ids, settlement) = self.settlements.take()?;
+        self.settlement()
+    }
+
+    /// A frame about deliveries.
+    fn settlement(&mut self) -> Option<String> {
+        let (ids, settlement) = self.settlements.take(self.options.max_request_size)?;
         for id in &ids {
             self.seen.settle(id, &settlement);
         }
@@ -257,14 +217,13 @@ impl Driver {
     /// The frame of a command, unless nobody waits for it any more.
     fn frame_of(&mut self, command: Command) -> Option<String> {
         match command {
-            Command::Request { id, frame } => self.pending.sending(id).then_some(frame),
-            Command::Send { frame } => Some(frame),
-            Command::Settle { ids, settlement, frame } => {
-                for id in &ids {
-                    self.seen.settle(id, &settlement);
+            Command::Request { id, frame, leaves } => self.pending.sending(id).then(|| {
+                if let Some(room_id) = leaves {
+                    self.rooms.leaving(id, room_id);
                 }
-                Some(frame)
-            }
+                frame
+            }),
+            Command::Send { frame } => Some(frame),
         }
     }
 
@@ -276,9 +235,7 @@ impl Driver {
                 if let Some(notice) = self.rooms.answered(id, error, Instant::now()) {
                     return notice.map(Event::Room);
                 }
-                if let Ok(reply) = &reply {
-                    self.rooms.replied(&reply.message_type, &reply.data);
-                }
+                self.rooms.replied(id, &reply, Instant::now());
                 if !self.pending.resolve(id, reply) {
                     tracing::debug!(id, "a reply came for which nobody waits any more");
                 }
@@ -290,14 +247,19 @@ impl Driver {
                 Sighting::Settled(settlement) => {
                     // The hub missed what was said about it.
                     if delivery.require_ack {
-                        self.settlements.push(delivery.id, settlement);
+                        self.settlements.repeat(delivery.id, settlement);
                     }
                     None
                 }
             },
             Ok(Inbound::Event(event)) => {
-                if let Event::Room(notice) = &event {
-                    self.rooms.noticed(notice);
+                match &event {
+                    Event::Room(notice) => self.rooms.noticed(notice),
+                    // It may be about a request to join a room again: the hub need not say.
+                    Event::Error(error) if error.is(ErrorCode::RateLimited) => {
+                        self.rooms.too_fast(error.retry_after(), Instant::now());
+                    }
+                    _ => {}
                 }
                 Some(event)
             }
@@ -306,15 +268,17 @@ impl Driver {
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, "a frame from the hub cannot be read");
-                None
+                // The error itself would show what is in the frame.
+                tracing::warn!(kind = ?error.classify(), column = error.column(), "a frame from the hub cannot be read");
+                Some(Event::Unreadable { len: text.len() })
             }
         }
     }
 
     /// Sends what was commanded before, then the close frame, and waits for the hub's.
     async fn say_goodbye(&mut self, mut socket: Socket) {
-        self.commands.close();
+        self.outbox.close();
+        self.settlements.close();
         let limit = self.options.close_timeout;
         let goodbye = async {
             while self.written(&mut socket).await
@@ -359,11 +323,38 @@ impl Driver {
 
     /// What is still to be sent before the close frame.
     fn last_frame(&mut self) -> Option<String> {
-        while let Ok(command) = self.commands.try_recv() {
+        if let Some(frame) = self.settlement() {
+            return Some(frame);
+        }
+        while let Some(command) = self.outbox.take() {
             if let Some(frame) = self.frame_of(command) {
                 return Some(frame);
             }
         }
-        self.settlements.take().and_then(|(ids, settlement)| wire::settle(&ids, &settlement).ok())
+        None
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let cause = self.cause.clone();
+        tracing::debug!(%cause, "closed");
+        self.settlements.close();
+        self.pending.close();
+        self.events.send_last(Event::Closed { cause: cause.clone() });
+        self.status.send_replace(Status::Closed(cause));
+    }
+}
+
+/// What goes on while there is no connection.
+async fn wait(events: &mut EventSender, outbox: &mut Outbox, pending: &Pending) -> Infallible {
+    let hand_over = async {
+        loop {
+            events.handed_over().await;
+        }
+    };
+    select! {
+        never = hand_over => never,
+        never = outbox.collect(pending) => never,
     }
 }

@@ -43,6 +43,11 @@ pub enum Event {
     Error(HubError),
     /// A message without an id, of a type that this client does not know.
     Other(Other),
+    /// A frame came that cannot be read, a message perhaps: nothing else tells of it.
+    Unreadable {
+        /// Bytes of the frame.
+        len: usize,
+    },
     /// The connection ended, or an attempt to connect failed; the next attempt comes.
     Disconnected {
         /// Why.
@@ -232,13 +237,23 @@ pub struct Gap {
 }
 
 /// A message without an id, of a type that this client does not know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Other {
     /// Its type.
     pub message_type: String,
     /// Its data; `null` where it has none.
     pub data: Box<RawValue>,
+}
+
+impl fmt::Debug for Other {
+    /// Shows no data, as for a [`Delivery`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Other")
+            .field("message_type", &self.message_type)
+            .field("data_len", &self.data.get().len())
+            .finish()
+    }
 }
 
 /// What a `data` of a delivery holds.

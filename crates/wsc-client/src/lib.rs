@@ -49,12 +49,14 @@ mod driver;
 mod error;
 mod event;
 mod liveness;
+mod outbox;
 mod pending;
 mod queue;
 mod reply;
 mod request;
 mod rooms;
 mod seen;
+mod settlements;
 mod socket;
 #[cfg(feature = "tls")]
 mod tls;

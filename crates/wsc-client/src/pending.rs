@@ -61,6 +61,11 @@ impl Pending {
         Ok(Ticket { pending: self, id, reply })
     }
 
+    /// Whether somebody waits for this reply.
+    pub(crate) fn is_open(&self, id: u64) -> bool {
+        self.lock().requests.contains_key(&id)
+    }
+
     /// Notes that the request is being written. `false` where nobody waits for it any more.
     pub(crate) fn sending(&self, id: u64) -> bool {
         self.lock().requests.get_mut(&id).map(|waiter| waiter.sent = true).is_some()

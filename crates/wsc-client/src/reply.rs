@@ -1,13 +1,13 @@
 //! What the hub answers.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use wsc_protocol::Outcome;
 
 /// Any reply, unread.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Reply {
     /// Its type.
@@ -24,6 +24,16 @@ impl Reply {
     /// Where it is none.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(self.data.get())
+    }
+}
+
+impl fmt::Debug for Reply {
+    /// Shows no data: it may be anything.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply")
+            .field("message_type", &self.message_type)
+            .field("data_len", &self.data.get().len())
+            .finish()
     }
 }
 
@@ -131,4 +141,35 @@ pub struct Pong {
     /// How long the round trip took, by this machine's clock.
     #[serde(skip)]
     pub round_trip: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{connect::Connector, connect::Dial, event::Other, outbox::Command, token::TokenSource};
+
+    #[test]
+    fn a_log_shows_neither_what_people_say_nor_their_secrets() {
+        let data = || serde_json::value::to_raw_value("sesame").unwrap();
+        let mut headers = http::HeaderMap::new();
+        headers.insert("x-api-key", http::HeaderValue::from_static("sesame"));
+        let connector = Connector {
+            uri: http::Uri::from_static("ws://h/ws?key=sesame"),
+            headers,
+            token: TokenSource::Fixed("sesame".into()),
+            dial: Dial::tcp("h:1".into()),
+            timeout: Duration::ZERO,
+            max_message_size: 0,
+            max_request_size: 0,
+        };
+        let shown = format!(
+            "{:?} {:?} {:?} {:?} {:?}",
+            Reply { message_type: "t".into(), data: data() },
+            Other { message_type: "t".into(), data: data() },
+            Command::Request { id: 1, frame: "sesame".into(), leaves: None },
+            Command::Send { frame: "sesame".into() },
+            connector,
+        );
+        assert!(!shown.contains("sesame"), "{shown}");
+    }
 }

@@ -14,7 +14,7 @@ use wsc_protocol::Priority;
 
 use crate::{
     Client, RequestError,
-    driver::Command,
+    outbox::Command,
     reply::{DirectAccepted, Reply, RoomAccepted},
     wire::{Flags, Outgoing},
 };
@@ -33,6 +33,7 @@ pub struct Request<R> {
     message_type: String,
     data: Result<Box<RawValue>, serde_json::Error>,
     flags: Flags,
+    leaves: Option<String>,
     timeout: Duration,
     read: fn(&Reply) -> Result<R, serde_json::Error>,
 }
@@ -49,6 +50,7 @@ impl<R> Request<R> {
             message_type: message_type.into(),
             data: to_raw_value(data),
             flags: Flags::default(),
+            leaves: None,
             timeout: client.request_timeout(),
             read,
         }
@@ -58,6 +60,12 @@ impl<R> Request<R> {
     /// [`Builder::request_timeout`](crate::Builder::request_timeout).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Notes that this leaves a room.
+    pub(crate) fn leaves(mut self, room_id: &str) -> Self {
+        self.leaves = Some(room_id.to_owned());
         self
     }
 
@@ -73,7 +81,7 @@ impl<R> Request<R> {
         };
         let frame = self.client.encode(&frame)?;
         let exchange = async {
-            let command = Command::Request { id: ticket.id, frame };
+            let command = Command::Request { id: ticket.id, frame, leaves: self.leaves };
             self.client.command(command).await?;
             // The sender is dropped unused only when the task is gone.
             (&mut ticket.reply).await.unwrap_or(Err(RequestError::Closed { sent: true }))

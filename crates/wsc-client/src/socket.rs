@@ -34,7 +34,6 @@ pub(crate) struct Socket {
 }
 
 /// What a connection did.
-#[derive(Debug)]
 pub(crate) enum Step {
     /// A text frame came, or a binary one with text in it.
     Text(tungstenite::Utf8Bytes),
@@ -54,6 +53,11 @@ impl Socket {
     /// Whether [`write`](Self::write) may be called.
     pub(crate) fn can_write(&self) -> bool {
         self.next.is_none() && !self.broken
+    }
+
+    /// Whether nothing can be written any more. What the hub had sent before can still be read.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Writes this frame with the next steps.

@@ -10,7 +10,6 @@ use crate::event::{Connected, Delivery, DeliveryData, DeliveryKind, Event, Other
 use crate::{HubError, reply::Reply};
 
 /// What came from the hub.
-#[derive(Debug)]
 pub(crate) enum Inbound {
     Connected(Connected),
     Reply { id: u64, reply: Result<Reply, HubError> },
@@ -67,10 +66,13 @@ pub(crate) fn decode(text: &str) -> Result<Inbound, serde_json::Error> {
     let event = match &*frame.message_type {
         "connected" => return serde_json::from_str(data.get()).map(Inbound::Connected),
         "gap" => Event::Gap(serde_json::from_str(data.get())?),
-        "room_joined" => Event::Room(RoomNotice::Added { room_id: room(data)?.room_id }),
+        // One without a request that says `joined` answers a request that asked for no reply.
+        "room_joined" if room(data)?.status != "joined" => {
+            Event::Room(RoomNotice::Added { room_id: room(data)?.room_id })
+        }
         "room_deleted" => Event::Room(RoomNotice::Deleted { room_id: room(data)?.room_id }),
         "room_left" => {
-            let RoomData { room_id, reason } = room(data)?;
+            let RoomData { room_id, reason, .. } = room(data)?;
             Event::Room(RoomNotice::Removed { room_id, reason })
         }
         "kick_out" => Event::KickOut { reason: serde_json::from_str::<Reason>(data.get())?.reason },
@@ -117,6 +119,8 @@ fn delivery(frame: Frame<'_>, data: &RawValue) -> Result<Delivery, serde_json::E
 pub(crate) struct RoomData {
     pub(crate) room_id: String,
     #[serde(default)]
+    status: String,
+    #[serde(default)]
     reason: String,
 }
 
@@ -137,7 +141,7 @@ struct Expiry {
 }
 
 /// A request on its way out.
-#[derive(Debug, Default, Serialize)]
+#[derive(Default, Serialize)]
 pub(crate) struct Outgoing<'a> {
     pub(crate) message_type: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -186,6 +190,32 @@ pub(crate) fn settle(ids: &[String], settlement: &Settlement) -> Result<String, 
     serde_json::to_string(&Settle { message_type, data: Data { ids, reason } })
 }
 
+/// Bytes of the frame that settles this one message, at most.
+pub(crate) fn settle_len(id: &str, settlement: &Settlement) -> usize {
+    const ACK: usize = r#"{"message_type":"ack","data":{"ids":[]}}"#.len();
+    const NACK: usize = r#"{"message_type":"nack","data":{"ids":[],"reason":}}"#.len();
+    json_len(id)
+        + match settlement {
+            Settlement::Ack => ACK,
+            Settlement::Nack { reason } => NACK + json_len(reason),
+        }
+}
+
+/// Bytes that one more id adds to such a frame, at most.
+pub(crate) fn another_id_len(id: &str) -> usize {
+    json_len(id) + ",".len()
+}
+
+/// Bytes of a string in JSON, at most: escapes have two bytes or six.
+fn json_len(text: &str) -> usize {
+    let bytes = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' => 2,
+        ..b' ' => 6,
+        _ => 1,
+    });
+    bytes.sum::<usize>() + "\"\"".len()
+}
+
 /// Most ids in one `ack` or `nack`, by the protocol.
 pub(crate) const MAX_SETTLED: usize = 1000;
 
@@ -198,7 +228,7 @@ mod tests {
     fn event(text: &str) -> Event {
         match decode(text).unwrap() {
             Inbound::Event(event) => event,
-            other => panic!("{other:?}"),
+            _ => panic!("no event: {text}"),
         }
     }
 
@@ -241,7 +271,7 @@ mod tests {
     fn replies_find_their_request_and_errors_their_fields() {
         match decode(r#"{"message_type":"pong","request_id":7,"data":{"server_ts":1},"timestamp":1}"#).unwrap() {
             Inbound::Reply { id: 7, reply: Ok(reply) } => assert_eq!(reply.message_type, "pong"),
-            other => panic!("{other:?}"),
+            _ => panic!("no reply"),
         }
         let text = r#"{"message_type":"error","request_id":8,"data":{"code":1005,"message":"slow","temporary":true,"request_id":8,"details":{"retry_after_ms":250}},"timestamp":1}"#;
         match decode(text).unwrap() {
@@ -249,7 +279,7 @@ mod tests {
                 assert!(error.is(wsc_protocol::ErrorCode::RateLimited) && error.temporary);
                 assert_eq!(error.retry_after(), Some(std::time::Duration::from_millis(250)));
             }
-            other => panic!("{other:?}"),
+            _ => panic!("no reply"),
         }
     }
 
@@ -268,6 +298,11 @@ mod tests {
             Event::KickOut { reason } if reason == "bye"
         ));
         assert!(matches!(event(r#"{"message_type":"tomorrow"}"#), Event::Other(_)));
+        let joined = |status| {
+            event(&format!(r#"{{"message_type":"room_joined","data":{{"room_id":"r","status":"{status}"}}}}"#))
+        };
+        assert!(matches!(joined("added"), Event::Room(RoomNotice::Added { .. })));
+        assert!(matches!(joined("joined"), Event::Other(_)));
     }
 
     #[test]

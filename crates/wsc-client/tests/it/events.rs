@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
-use wsc_client::{DeliveryKind, Event, RoomNotice};
+use wsc_client::{DeliveryKind, Event, RequestError, RoomNotice};
 
 use crate::hub::{Hub, connected, delivery, expect_event};
 
@@ -41,7 +41,7 @@ async fn a_message_comes_once_however_often_it_is_sent() {
     peer.send(reliable.clone()).await;
     let first = expect_event!(events, Event::Delivery(delivery) => delivery);
     assert_eq!((first.attempt, first.require_ack, first.offline), (1, true, false));
-    client.ack([&first.id]).await.unwrap();
+    client.ack([&first.id]).unwrap();
     assert_eq!(peer.expect("ack").await["data"]["ids"], json!(["1"]));
 
     // The hub missed it and sends again, over the next connection: it hears the same answer.
@@ -59,7 +59,7 @@ async fn a_message_comes_once_however_often_it_is_sent() {
     expect_event!(events, Event::Disconnected { .. });
     expect_event!(events, Event::Connected(_));
     expect_event!(events, Event::Delivery(delivery) if delivery.id == "2");
-    client.nack(["2"], "no thanks").await.unwrap();
+    client.nack(["2"], "no thanks").unwrap();
     assert_eq!(peer.expect("nack").await["data"], json!({"ids": ["2"], "reason": "no thanks"}));
     peer.send(other).await;
     assert_eq!(peer.expect("nack").await["data"]["reason"], "no thanks");
@@ -160,12 +160,130 @@ async fn who_wants_no_events_is_not_held_up_by_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_is_passed_over() {
+async fn what_cannot_be_read_is_told_and_passed_over() {
     let (mut hub, builder) = Hub::new();
     let (mut peer, _client, mut events) = connected(&mut hub, builder).await;
-    for nonsense in [json!([]), json!("x"), json!({"message_type": 1}), json!({"message_type": "gap"})] {
+    let undecodable = json!({"id": "0", "message_type": "direct_message", "data": {"sender_id": 7}});
+    for nonsense in [json!([]), json!("x"), json!({"message_type": 1}), json!({"message_type": "gap"}), undecodable] {
+        let bytes = nonsense.to_string().len();
         peer.send(nonsense).await;
+        expect_event!(events, Event::Unreadable { len } if len == bytes);
     }
     peer.deliver("1", json!(null)).await;
     expect_event!(events, Event::Delivery(delivery) if delivery.id == "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_application_that_acknowledges_what_it_takes_gets_over_a_cut() {
+    const MESSAGES: usize = 156;
+    let (mut hub, builder) = Hub::with_buffer(256 * 1024);
+    let (mut peer, client, mut events) = connected(&mut hub, builder.event_buffer(64 * 1024)).await;
+    // More than the queue of events takes; the last one needs nearly all of it.
+    for n in 1..MESSAGES {
+        peer.send(reliable(&n.to_string(), &json!("hi"))).await;
+    }
+    peer.send(reliable("large", &json!("x".repeat(60_000)))).await;
+    peer.cut();
+    let application = async {
+        for _ in 0..MESSAGES {
+            let delivery = expect_event!(events, Event::Delivery(delivery) => delivery);
+            client.ack([delivery.id]).unwrap();
+        }
+        expect_event!(events, Event::Disconnected { .. });
+        expect_event!(events, Event::Connected(_));
+    };
+    let (_peer, ()) = tokio::join!(hub.accept(), application);
+}
+
+#[tokio::test(start_paused = true)]
+async fn settling_waits_for_no_connection() {
+    let (mut hub, builder) = Hub::new();
+    let (peer, client, mut events) = connected(&mut hub, builder).await;
+    peer.cut();
+    expect_event!(events, Event::Disconnected { .. });
+    for n in 0..2500 {
+        client.ack([n.to_string()]).unwrap();
+    }
+    let mut peer = hub.accept().await;
+    for ids in [1000, 1000, 500] {
+        assert_eq!(peer.expect("ack").await["data"]["ids"].as_array().unwrap().len(), ids);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_comes_back_while_its_application_sleeps() {
+    let (mut hub, builder) = Hub::new();
+    // Each event takes all the room there is.
+    let (mut peer, client, mut events) = connected(&mut hub, builder.event_buffer(1)).await;
+    peer.deliver("1", json!(1)).await;
+    for n in 0..20 {
+        // Nothing is read, so it is the writing that fails.
+        peer.cut();
+        client.notify("note", &n).await.unwrap();
+        peer = hub.accept().await;
+        client.notify("back", &n).await.unwrap();
+        while peer.request().await["message_type"] != "back" {}
+    }
+    // Of all that only the last is told.
+    expect_event!(events, Event::Delivery(_));
+    expect_event!(events, Event::Disconnected { .. });
+    expect_event!(events, Event::Connected(_));
+    peer.deliver("2", json!(2)).await;
+    expect_event!(events, Event::Delivery(delivery) if delivery.id == "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_application_refuses_is_not_acknowledged_for_it() {
+    let (mut hub, builder) = Hub::new();
+    let (mut peer, client, mut events) = connected(&mut hub, builder.auto_ack(true)).await;
+    peer.send(reliable("1", &json!("hi"))).await;
+    expect_event!(events, Event::Delivery(_));
+    client.nack(["1"], "no").unwrap();
+    assert!(events.next().now_or_never().is_none());
+    assert_eq!(peer.expect("nack").await["data"]["ids"], json!(["1"]));
+    client.notify("end", &1).await.unwrap();
+    peer.expect("end").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_keep_to_the_largest_request() {
+    const MESSAGES: usize = 1000;
+    const LIMIT: usize = 16 * 1024;
+    for by_itself in [true, false] {
+        let (mut hub, builder) = Hub::with_buffer(1 << 20);
+        let builder = builder.auto_ack(by_itself).max_request_size(LIMIT);
+        let (mut peer, client, mut events) = connected(&mut hub, builder).await;
+        for n in 0..MESSAGES {
+            peer.send(reliable(&format!("0192aaaa-bbbb-7ccc-8ddd-{n:012}"), &json!("hi"))).await;
+        }
+        peer.cut();
+        // What is written to the old connection does not count.
+        while client.session().is_some() {
+            tokio::task::yield_now().await;
+        }
+        let mut ids = Vec::new();
+        for _ in 0..MESSAGES {
+            ids.push(expect_event!(events, Event::Delivery(delivery) => delivery.id));
+        }
+        if by_itself {
+            expect_event!(events, Event::Disconnected { .. });
+        } else {
+            client.ack(ids).unwrap();
+        }
+        let mut peer = hub.accept().await;
+        let mut acknowledged = 0;
+        while acknowledged < MESSAGES {
+            let frame = peer.expect("ack").await;
+            assert!(frame.to_string().len() <= LIMIT, "{} bytes", frame.to_string().len());
+            acknowledged += frame["data"]["ids"].as_array().unwrap().len();
+        }
+        let refused = client.nack(["1"], &"x".repeat(LIMIT));
+        assert!(matches!(refused, Err(RequestError::TooLarge { .. })));
+    }
+}
+
+fn reliable(id: &str, content: &Value) -> Value {
+    let mut delivery = delivery(id, content);
+    delivery["require_ack"] = json!(true);
+    delivery
 }

@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use tokio::io::DuplexStream;
 use tokio_tungstenite::tungstenite::Message;
-use wsc_client::{Backoff, Cause, Client, CloseCode, ConnectError, Event, RequestError, RoomNotice};
+use wsc_client::{Backoff, Builder, Cause, Client, CloseCode, ConnectError, Event, Events, RequestError, RoomNotice};
 
 use crate::hub::{Hub, connected, expect_event, timed};
 
@@ -27,7 +28,7 @@ async fn a_cut_connection_comes_back_with_its_rooms() {
     }
     let leave = async {
         let request = peer.expect("leave_room").await;
-        peer.reply(&request, "room_left", serde_json::json!({"room_id": "left", "status": "left"})).await;
+        peer.reply(&request, "room_left", json!({"room_id": "left", "status": "left"})).await;
     };
     let (left, ()) = tokio::join!(client.leave_room("left").into_future(), leave);
     left.unwrap();
@@ -255,4 +256,96 @@ async fn the_first_attempt_is_the_callers() {
     let builder = Client::builder("ws://hub.test/ws")
         .dial(|| async { Err::<DuplexStream, _>(io::ErrorKind::ConnectionRefused.into()) });
     assert!(matches!(builder.connect().await, Err(ConnectError::Failed(Cause::Connect(_)))));
+}
+
+/// A client that was in these rooms and has lost its connection.
+async fn cut_from(rooms: &[&str], hub: &mut Hub, builder: Builder) -> (Client, Events) {
+    let (mut peer, client, mut events) = connected(hub, builder).await;
+    for room in rooms {
+        let (joined, _) = tokio::join!(client.join_room(room).into_future(), peer.admit());
+        joined.unwrap();
+    }
+    peer.cut();
+    expect_event!(events, Event::Disconnected { .. });
+    (client, events)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_was_left_is_not_joined_again() {
+    for code in [3000, 3003] {
+        let (mut hub, builder) = Hub::new();
+        let (client, _events) = cut_from(&["a"], &mut hub, builder).await;
+        let mut peer = hub.accept().await;
+        let rejoin = peer.expect("join_room").await;
+        peer.refuse(&rejoin, 1003, true).await;
+        let leave = async {
+            let request = peer.expect("leave_room").await;
+            peer.refuse(&request, code, false).await;
+        };
+        let (left, ()) = tokio::join!(client.leave_room("a").into_future(), leave);
+        assert_eq!(left.unwrap_err().hub_error().unwrap().code, code);
+        assert!(tokio::time::timeout(60 * SECOND, peer.request()).await.is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_is_not_asked_for_before_the_hub_says() {
+    let (mut hub, builder) = Hub::new();
+    let (_client, mut events) = cut_from(&["a"], &mut hub, builder).await;
+    let mut peer = hub.accept().await;
+    let rejoin = peer.expect("join_room").await;
+    let details = json!({"retry_after_ms": 60_000});
+    peer.reply(&rejoin, "error", json!({"code": 1005, "message": "slow", "temporary": true, "details": details})).await;
+    let (room, waited) = timed(peer.admit()).await;
+    assert!(room == "a" && waited >= 60 * SECOND && waited <= 91 * SECOND, "{waited:?}");
+    expect_event!(events, Event::Connected(_));
+    expect_event!(events, Event::Room(RoomNotice::Rejoined { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_does_not_say_of_what_loses_no_room() {
+    let (mut hub, builder) = Hub::new();
+    let (client, mut events) = cut_from(&["a", "b", "c"], &mut hub, builder).await;
+    let mut peer = hub.accept().await;
+    assert_eq!(peer.admit().await, "a");
+    peer.expect("join_room").await;
+    peer.expect("join_room").await;
+    let details = json!({"retry_after_ms": 100});
+    let slow = json!({"code": 1005, "message": "slow", "temporary": true, "details": details});
+    peer.send(json!({"message_type": "error", "data": slow})).await;
+    // The application need not wait for that.
+    client.notify("note", &1).await.unwrap();
+    peer.expect("note").await;
+    let mut rooms = [peer.admit().await, peer.admit().await];
+    rooms.sort();
+    assert_eq!(rooms, ["b", "c"]);
+    expect_event!(events, Event::Connected(_));
+    expect_event!(events, Event::Room(RoomNotice::Rejoined { room_id }) if room_id == "a");
+    expect_event!(events, Event::Error(error) if error.code == 1005);
+    expect_event!(events, Event::Room(RoomNotice::Rejoined { .. }));
+    expect_event!(events, Event::Room(RoomNotice::Rejoined { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_a_room_that_has_no_answer_is_made_again() {
+    let (mut hub, builder) = Hub::new();
+    let (_client, _events) = cut_from(&["a"], &mut hub, builder).await;
+    let mut peer = hub.accept().await;
+    peer.expect("join_room").await;
+    let (room, waited) = timed(peer.admit()).await;
+    assert!(room == "a" && waited <= 10 * SECOND, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_rooms_are_joined_again_before_the_application_goes_on() {
+    let rooms: Vec<String> = (0..50).map(|n| format!("r{n:02}")).collect();
+    let rooms: Vec<&str> = rooms.iter().map(String::as_str).collect();
+    let (mut hub, builder) = Hub::new();
+    let (client, _events) = cut_from(&rooms, &mut hub, builder).await;
+    client.notify("note", &1).await.unwrap();
+    let mut peer = hub.accept().await;
+    for room in rooms {
+        assert_eq!(peer.admit().await, room);
+    }
+    peer.expect("note").await;
 }

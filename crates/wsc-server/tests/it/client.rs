@@ -139,7 +139,7 @@ async fn every_request_has_its_reply() {
     .await;
     // Named by the contract, and refused by a hub without an inbox: the connection stays.
     alice.direct_message("bob", &1).require_ack().await.unwrap_err();
-    alice.ack(["unknown"]).await.unwrap();
+    alice.ack(["unknown"]).unwrap();
     alice.ping().await.unwrap();
 
     within("goodbye", alice.close()).await;
@@ -200,6 +200,28 @@ async fn a_killed_hub_is_found_again_with_all_rooms() {
     assert_eq!(next_delivery(&mut bob_events).await.content.get(), "1");
     assert_eq!(next_delivery(&mut bob_events).await.content.get(), "3");
     expect_clients(&server, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_with_a_rate_limit_gets_all_its_rooms_back() {
+    const ROOMS: usize = 50;
+    let mut server = hub("").await;
+    let (alice, mut events) = connect(client(&server, "alice")).await;
+    for n in 0..ROOMS {
+        alice.join_room(&format!("r{n}")).await.unwrap();
+    }
+    server.kill().await;
+    let limited = format!("wsc: {{listen: \"{}\", limits: {{messages_per_second: 20, burst: 5}}}}\n", server.addr());
+    let _server = ServerProcess::start(BIN, &limited).await;
+    assert!(next_connected(&mut events).await.reconnected);
+    let mut rejoined = 0;
+    while rejoined < ROOMS {
+        match next(&mut events).await {
+            Event::Room(RoomNotice::Rejoined { .. }) => rejoined += 1,
+            Event::Error(error) => assert!(error.is(ErrorCode::RateLimited), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
