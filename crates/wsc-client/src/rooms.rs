@@ -189,6 +189,8 @@ impl Rooms {
             Ok(reply) => match &*reply.message_type {
                 "room_joined" => {
                     if let Ok(data) = room(&reply.data) {
+                        // Asked to leave before, and to join behind that.
+                        self.leaving.retain(|leave, room_id| *leave > id || *room_id != data.room_id);
                         self.joined.insert(data.room_id);
                     }
                 }
@@ -425,6 +427,13 @@ mod tests {
             rooms.replied(7, &Err(error(code, false)), now);
             assert!(ask(&mut rooms, now, &mut 0).is_empty(), "{code}");
         }
+        // Who comes back after leaving is in, even if the answer to the leave was lost.
+        let mut rooms = many(1);
+        rooms.leaving(7, "r000".into());
+        let data = serde_json::value::to_raw_value(&RoomId { room_id: "r000" }).unwrap();
+        rooms.replied(8, &Ok(Reply { message_type: "room_joined".to_owned(), data }), now);
+        rooms.connected(true);
+        assert_eq!(ask(&mut rooms, now, &mut 0), ["r000"]);
         // A cut before the answer leaves every room.
         let mut rooms = many(2);
         rooms.leaving(7, "r000".into());
