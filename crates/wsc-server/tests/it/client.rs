@@ -225,6 +225,29 @@ async fn a_hub_with_a_rate_limit_gets_all_its_rooms_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_rooms_are_no_reason_to_be_closed_for_the_rate() {
+    const ROOMS: usize = 99;
+    let mut server = hub("").await;
+    let (alice, mut events) = connect(client(&server, "alice")).await;
+    for n in 0..ROOMS {
+        alice.join_room(&format!("r{n}")).await.unwrap();
+    }
+    server.kill().await;
+    // All at once would be more than it refuses before it closes with 3013.
+    let limited = format!("wsc: {{listen: \"{}\", limits: {{messages_per_second: 4}}}}\n", server.addr());
+    let _server = ServerProcess::start(BIN, &limited).await;
+    next_connected(&mut events).await;
+    for _ in 0..20 {
+        find(&mut events, |event| match event {
+            Event::Room(RoomNotice::Rejoined { .. }) => Some(()),
+            Event::Disconnected { cause, .. } => panic!("{cause}"),
+            _ => None,
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_draining_hub_is_left_and_its_successor_found() {
     let mut server = hub("").await;
     let (alice, mut events) = connect(client(&server, "alice")).await;
