@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 use wsc_client::{Cause, Event, RequestError};
 
-use crate::hub::{Hub, connected, expect_event, timed};
+use crate::hub::{Hub, connected, expect_event, soon, timed};
 
 #[tokio::test(start_paused = true)]
 async fn a_close_is_orderly_and_takes_along_what_is_queued() {
@@ -151,7 +151,7 @@ async fn a_notification_that_finds_no_place_fails_in_time() {
     client.notify("note", &1).await.unwrap();
     let (failed, waited) = timed(async {
         loop {
-            if let Err(error) = client.notify("note", &1).await {
+            if let Err(error) = soon(client.notify("note", &1)).await {
                 return error;
             }
         }
