@@ -182,11 +182,11 @@ impl PendingHandshakes {
 }
 
 /// Leaves the list however the handshake ends.
-struct PendingGuard<'p>(&'p PendingHandshakes, u64);
+struct PendingGuard<S: Service>(Arc<Inner<S>>, u64);
 
-impl Drop for PendingGuard<'_> {
+impl<S: Service> Drop for PendingGuard<S> {
     fn drop(&mut self) {
-        self.0.exit(self.1);
+        self.0.pending.exit(self.1);
     }
 }
 
@@ -201,18 +201,32 @@ enum Outcome<S: Service> {
 pub(crate) type Handshake<H> = Pin<Box<dyn Future<Output = Option<Box<Connection<H>>>> + Send>>;
 
 /// Takes an accepted socket as far as an open connection. Anything else is dealt with here.
-pub(crate) async fn handshake<S: Service>(
+///
+/// It counts as pending from the call on, not from the first poll: tasks do not begin in the order in which their
+/// sockets were accepted, and the newest must not be cut for the oldest.
+pub(crate) fn handshake<S: Service>(
     transport: Arc<Inner<S>>,
+    socket: TcpStream,
+    tls: Option<TlsAcceptor>,
+    peer: Peer,
+) -> impl Future<Output = Option<Box<Connection<S::Handler>>>> + Send {
+    let (key, cut, was_cut) = transport.pending.enter(transport.shared.limits.pending_handshakes());
+    if was_cut {
+        count(&transport.shared.stats.handshakes_cut);
+    }
+    let guard = PendingGuard(Arc::clone(&transport), key);
+    drive(transport, guard, cut, socket, tls, peer)
+}
+
+async fn drive<S: Service>(
+    transport: Arc<Inner<S>>,
+    guard: PendingGuard<S>,
+    cut: Arc<Notify>,
     socket: TcpStream,
     tls: Option<TlsAcceptor>,
     peer: Peer,
 ) -> Option<Box<Connection<S::Handler>>> {
     let stats = &transport.shared.stats;
-    let (key, cut, was_cut) = transport.pending.enter(transport.shared.limits.pending_handshakes());
-    if was_cut {
-        count(&stats.handshakes_cut);
-    }
-    let guard = PendingGuard(&transport.pending, key);
     let timeout = transport.shared.limits.handshake_timeout();
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(timeout, begin(&transport, socket, tls, peer)) => outcome,
