@@ -7,9 +7,12 @@ use wsc_client::{
     Backoff, Builder, Cause, Client, CloseCode, ConnectError, Connected, Delivery, DeliveryKind, ErrorCode, Event,
     Events, Outcome, RequestError, RoomNotice, RoomOptions,
 };
-use wsc_testkit::{Launch, ServerProcess, TlsIdentity, within};
+use wsc_testkit::{ServerProcess, TlsIdentity, within};
 
-use crate::support::{BIN, expect_clients, hub, settings};
+use crate::{
+    support::{BIN, expect_clients, hub},
+    tls::hub_with_tls,
+};
 
 /// A client that comes back quickly.
 fn client(server: &ServerProcess, user_id: &str) -> Builder {
@@ -367,16 +370,7 @@ async fn an_application_that_does_not_listen_gets_a_gap_and_everything_behind_it
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_client_speaks_tls() {
     let identity = TlsIdentity::new();
-    let launch = Launch {
-        args: &["serve", "--config", "settings.yaml"],
-        files: &[
-            ("settings.yaml", &settings("tls: {cert: cert.pem, key: key.pem}")),
-            ("cert.pem", identity.cert_pem()),
-            ("key.pem", identity.key_pem()),
-        ],
-        env: &[],
-    };
-    let server = ServerProcess::launch(BIN, &launch).await;
+    let server = hub_with_tls(&identity).await;
     let url = format!("wss://localhost:{}/ws", server.addr().port());
 
     let trusting = Client::builder(&url).user_id("alice").root_certificates(identity.cert_pem().as_bytes());

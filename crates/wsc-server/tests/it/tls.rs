@@ -4,7 +4,8 @@ use wsc_testkit::{Frame, Handshake, Launch, RawClient, ServerProcess, TlsIdentit
 
 use crate::support::{BIN, settings};
 
-async fn hub_with_tls(identity: &TlsIdentity) -> ServerProcess {
+/// A server that speaks TLS with this identity, and nothing else.
+pub(crate) async fn hub_with_tls(identity: &TlsIdentity) -> ServerProcess {
     let launch = Launch {
         args: &["serve", "--config", "settings.yaml"],
         files: &[
