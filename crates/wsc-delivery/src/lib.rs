@@ -26,6 +26,7 @@
 
 mod budget;
 mod delays;
+pub mod mailbox;
 mod policy;
 mod rng;
 mod rules;

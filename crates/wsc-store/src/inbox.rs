@@ -50,6 +50,13 @@ pub trait InboxStore: Send + Sync + 'static {
     /// [`StoreError`] where the store cannot be read.
     async fn read(&self, user: &Id, after: Option<Position>, limit: ReadLimit) -> Result<Page, StoreError>;
 
+    /// One entry, where it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where the store cannot be read.
+    async fn get(&self, key: &EntryKey) -> Result<Option<Entry>, StoreError>;
+
     /// Removes entries, and says for each whether it was there, in the same order. Of several calls that name one
     /// entry, exactly one is told that it was.
     ///
@@ -65,6 +72,20 @@ pub trait InboxStore: Send + Sync + 'static {
     ///
     /// [`StoreError`] where the store cannot be read.
     async fn expired(&self, now: u64, limit: usize) -> Result<Vec<EntryKey>, StoreError>;
+
+    /// The notes that came with entries and whose time is not over at `now` (Unix milliseconds), in no order. They
+    /// outlive their entries.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where the store cannot be read.
+    async fn notes(&self, now: u64) -> Result<Vec<Note>, StoreError>;
+
+    /// Whether this user certainly has nothing, as far as that is known without waiting. False is no promise.
+    fn is_surely_empty(&self, user: &Id) -> bool {
+        let _ = user;
+        false
+    }
 
     /// How much one user has.
     ///
@@ -124,18 +145,38 @@ pub struct NewEntry {
     pub body: Bytes,
     /// When its time to live ends, in Unix milliseconds; `None`: never.
     pub expires_at: Option<u64>,
+    /// What is written in the same commit, and is there again after a restart.
+    pub note: Option<Note>,
+}
+
+/// Something small that must be as durable as the entry that it comes with, such as an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the type says it")]
+pub struct Note {
+    /// A later note under the same key takes its place.
+    pub key: Bytes,
+    pub value: Bytes,
+    /// Unix milliseconds; it may be forgotten from then on.
+    pub expires_at: u64,
 }
 
 impl NewEntry {
     /// An entry without an end.
     pub fn new(user: Id, id: Uuid, body: Bytes) -> Self {
-        Self { key: EntryKey::new(user, id), body, expires_at: None }
+        Self { key: EntryKey::new(user, id), body, expires_at: None, note: None }
     }
 
     /// Sets when its time to live ends, in Unix milliseconds.
     #[must_use]
     pub fn with_expires_at(mut self, unix_ms: u64) -> Self {
         self.expires_at = Some(unix_ms);
+        self
+    }
+
+    /// Adds a note to the commit.
+    #[must_use]
+    pub fn with_note(mut self, note: Note) -> Self {
+        self.note = Some(note);
         self
     }
 }

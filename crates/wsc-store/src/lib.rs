@@ -38,6 +38,7 @@ mod inbox;
 mod memory;
 
 pub use inbox::{
-    Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Page, Position, ReadLimit, StoreError,
+    Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Note, Page, Position, ReadLimit,
+    StoreError,
 };
 pub use memory::MemoryInbox;

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap, hash_map};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use uuid::Uuid;
 use wsc_protocol::Id;
 
 use crate::{
-    Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, NewEntry, Page, Position, ReadLimit, StoreError,
+    Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, NewEntry, Note, Page, Position, ReadLimit, StoreError,
 };
 
 /// Keeps inboxes in memory: as durable as the process. For tests, and for hubs whose messages need not survive it.
@@ -26,6 +27,7 @@ struct State {
     ends: BTreeMap<(u64, Position), EntryKey>,
     total: Depth,
     limits: InboxLimits,
+    notes: HashMap<Bytes, Note>,
     last: u64,
     is_closed: bool,
 }
@@ -65,6 +67,13 @@ impl InboxStore for MemoryInbox {
         self.open(|state| state.users.get(user).map_or_else(Page::default, |inbox| inbox.read(after, limit)))
     }
 
+    async fn get(&self, key: &EntryKey) -> Result<Option<Entry>, StoreError> {
+        self.open(|state| {
+            let inbox = state.users.get(&key.user)?;
+            inbox.entries.get(inbox.by_id.get(&key.id)?).cloned()
+        })
+    }
+
     async fn remove(&self, keys: Vec<EntryKey>) -> Result<Vec<bool>, StoreError> {
         self.open(|state| keys.into_iter().map(|key| state.remove(key)).collect())
     }
@@ -74,6 +83,17 @@ impl InboxStore for MemoryInbox {
             let over = state.ends.range(..=(now, Position(u64::MAX)));
             over.take(limit).map(|(_, key)| key.clone()).collect()
         })
+    }
+
+    async fn notes(&self, now: u64) -> Result<Vec<Note>, StoreError> {
+        self.open(|state| {
+            state.notes.retain(|_, note| note.expires_at > now);
+            state.notes.values().cloned().collect()
+        })
+    }
+
+    fn is_surely_empty(&self, user: &Id) -> bool {
+        !self.state.lock().users.contains_key(user)
     }
 
     async fn depth(&self, user: &Id) -> Result<Depth, StoreError> {
@@ -98,7 +118,7 @@ impl InboxStore for MemoryInbox {
 
 impl State {
     fn append(&mut self, entry: NewEntry) -> Admission {
-        let NewEntry { key, body, expires_at } = entry;
+        let NewEntry { key, body, expires_at, note } = entry;
         let held = self.users.get(&key.user);
         if let Some(position) = held.and_then(|inbox| inbox.by_id.get(&key.id)) {
             return Admission::Duplicate(*position);
@@ -107,6 +127,9 @@ impl State {
         let depth = held.map_or_else(Depth::default, |inbox| inbox.depth);
         if let Some(limit) = self.limits.refuses(len, depth, self.total) {
             return Admission::Full(limit);
+        }
+        if let Some(note) = note {
+            self.notes.insert(note.key.clone(), note);
         }
         self.last += 1;
         let position = Position(self.last);
