@@ -28,10 +28,12 @@ mod budget;
 mod delays;
 pub mod mailbox;
 mod policy;
+mod result;
 mod rng;
 mod rules;
 
 pub use budget::{InvalidBudget, RetryBudget};
 pub use delays::Delays;
 pub use policy::{InvalidPolicy, RetryConfig, RetryPolicy};
+pub use result::{SendAttempt, SendResult};
 pub use rules::{InvalidRules, Retry, RetryRules};

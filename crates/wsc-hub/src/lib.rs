@@ -34,7 +34,7 @@
 //! use axum::{Router, routing::get};
 //! use wsc_hub::Hub;
 //!
-//! let hub = Hub::builder().start()?;
+//! let hub = Hub::builder().start().await?;
 //! let app = Router::new().route("/hello", get(async || "hello")).merge(hub.router());
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
 //! axum::serve(listener, app.into_make_service_with_connect_info::<std::net::SocketAddr>()).await?;
@@ -46,9 +46,9 @@
 //!
 //! ```no_run
 //! # fn send(hub: &wsc_hub::Hub) -> Result<(), wsc_hub::ErrorReply> {
-//! let receipt = hub.send_to_user("alice", serde_json::json!({ "text": "your order has shipped" }))?;
+//! let receipt = hub.send_to_user("alice", serde_json::json!({ "text": "your order has shipped" })).await?;
 //! println!("{} is {}", receipt.id, receipt.fate.outcome.as_str());
-//! let (_, members) = hub.send_to_room("support", "a customer waits")?;
+//! let (_, members) = hub.send_to_room("support", "a customer waits").await?;
 //! println!("{members} agents were told");
 //! hub.broadcast("maintenance at noon", None)?;
 //! # Ok(())

@@ -25,7 +25,7 @@ pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
         // Asked for first: a signal that comes while the hub starts must not end it half-way.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let hub = Hub::builder().settings(settings.clone()).start()?;
+        let hub = Hub::builder().settings(settings.clone()).start().await?;
         let address = hub.listen(settings.listen)?;
         let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
         greet(settings, source, address, internal);
