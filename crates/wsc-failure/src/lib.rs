@@ -49,8 +49,10 @@ mod router;
 mod stats;
 
 pub use event::{FailureEvent, FailureRecord, QueueType, TimeoutType};
-pub use handler::{ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler};
+pub use handler::{
+    AnyFailureHandler, ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler,
+};
 pub use logging::LoggingHandler;
-pub use registry::{FailureHandlerRegistry, HandlerId};
+pub use registry::{FailureHandlerRegistry, HandlerId, HandlerType};
 pub use router::{FailureRouter, FailureRouterConfig, Routed, Shutdown};
-pub use stats::{FailureStats, HandlerStats};
+pub use stats::{CallEnd, FailureStats, HandlerCall, HandlerStats};
