@@ -48,6 +48,7 @@ pub struct Builder {
     max_request_size: usize,
     event_buffer: u32,
     dedup_window: usize,
+    dedup_time: Duration,
     rejoin: bool,
     auto_ack: bool,
 }
@@ -99,6 +100,7 @@ impl Builder {
             max_request_size: 64 * 1024,
             event_buffer: 4 * 1024 * 1024,
             dedup_window: 4096,
+            dedup_time: Duration::from_secs(7 * 24 * 60 * 60),
             rejoin: true,
             auto_ack: false,
         }
@@ -235,10 +237,21 @@ impl Builder {
         self
     }
 
-    /// How many message ids are remembered to give each message to the application once. Default 4096; 0 gives it
-    /// every copy.
+    /// How many message ids are remembered to give each message to the application once: so many of messages that
+    /// ask for an acknowledgement, and so many of plain ones. Default 4096, which is half a megabyte at most; 0 gives
+    /// the application every copy.
+    ///
+    /// What is settled is forgotten first. Keep it well above the hub's `inbox.window_messages`: that many may be sent
+    /// again after a cut.
     pub fn dedup_window(mut self, messages: usize) -> Self {
         self.dedup_window = messages;
+        self
+    }
+
+    /// How long a message id is remembered at most, from the delivery on or, where it is settled, from that on.
+    /// Default 7 days, the hub's default for `storage.message_ttl`: after that it sends nothing again.
+    pub fn dedup_time(mut self, time: Duration) -> Self {
+        self.dedup_time = time;
         self
     }
 
@@ -314,7 +327,7 @@ impl Builder {
             status: status_sender,
             stop: stop.clone(),
             rooms: Rooms::new(fastrand::Rng::new()),
-            seen: Seen::new(self.dedup_window),
+            seen: Seen::new(self.dedup_window, self.dedup_time),
             cause: Cause::Aborted,
         };
         let shared = Arc::new(Shared {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wsc_protocol::ErrorCode;
 
 use crate::{
-    Cause, Connected, Event,
+    Cause, Connected, Delivery, Event,
     backoff::Schedule,
     cause::Verdict,
     connect::Connector,
@@ -144,6 +144,7 @@ impl Driver {
                 socket.write(Message::text(frame));
             }
             let can_write = socket.can_write();
+            let settle_at = self.settlements.due(self.seen.held()).filter(|_| can_write);
             let rejoin_at = self.rooms.due().filter(|_| can_write && reading);
             let rooms_first = reading && self.rooms.go_first();
             let broken = socket.is_broken();
@@ -180,6 +181,7 @@ impl Driver {
                     }
                 }
                 () = self.settlements.more(), if can_write => {}
+                () = sleep_until(settle_at.unwrap_or_else(Instant::now)), if settle_at.is_some() => {}
                 () = sleep_until(rejoin_at.unwrap_or_else(Instant::now)), if rejoin_at.is_some() => {}
                 () = sleep_until(liveness.deadline()), if !self.events.is_waiting() => {
                     match liveness.expired(Instant::now()) {
@@ -202,14 +204,16 @@ impl Driver {
         if let Some(frame) = self.rooms.next_request(Instant::now(), || self.pending.next_id()) {
             return Some(frame);
         }
-        self.settlement()
+        let now = Instant::now();
+        let is_due = self.settlements.due(self.seen.held()).is_some_and(|due| due <= now);
+        if is_due { self.settlement(now) } else { None }
     }
 
     /// A frame about deliveries.
-    fn settlement(&mut self) -> Option<String> {
+    fn settlement(&mut self, now: Instant) -> Option<String> {
         let (ids, settlement) = self.settlements.take(self.options.max_request_size)?;
         for id in &ids {
-            self.seen.settle(id, &settlement);
+            self.seen.settle(id, &settlement, now);
         }
         wire::settle(&ids, &settlement).ok()
     }
@@ -241,7 +245,7 @@ impl Driver {
                 }
                 None
             }
-            Ok(Inbound::Event(Event::Delivery(delivery))) => match self.seen.note(&delivery.id) {
+            Ok(Inbound::Event(Event::Delivery(delivery))) => match self.note(&delivery) {
                 Sighting::First => Some(Event::Delivery(delivery)),
                 Sighting::Again => None,
                 Sighting::Settled(settlement) => {
@@ -273,6 +277,10 @@ impl Driver {
                 Some(Event::Unreadable { len: text.len() })
             }
         }
+    }
+
+    fn note(&mut self, delivery: &Delivery) -> Sighting {
+        self.seen.note(&delivery.id, delivery.require_ack, Instant::now())
     }
 
     /// Sends what was commanded before, then the close frame, and waits for the hub's.
@@ -323,7 +331,7 @@ impl Driver {
 
     /// What is still to be sent before the close frame.
     fn last_frame(&mut self) -> Option<String> {
-        if let Some(frame) = self.settlement() {
+        if let Some(frame) = self.settlement(Instant::now()) {
             return Some(frame);
         }
         while let Some(command) = self.outbox.take() {
