@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wsc_protocol::UserType;
 
 use crate::{
-    Backoff, Cause, Client, Connected, Events,
+    Backoff, Cause, Client, Connected, Events, Resend,
     backoff::Schedule,
     client::Shared,
     connect::{Connector, Dial},
@@ -41,6 +41,7 @@ pub struct Builder {
     backoff: Backoff,
     connect_timeout: Duration,
     request_timeout: Duration,
+    resend: Resend,
     close_timeout: Duration,
     silence_margin: Duration,
     pong_timeout: Duration,
@@ -93,6 +94,7 @@ impl Builder {
             backoff: Backoff::default(),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
+            resend: Resend::default(),
             close_timeout: Duration::from_secs(3),
             silence_margin: Duration::from_secs(5),
             pong_timeout: Duration::from_secs(10),
@@ -196,9 +198,17 @@ impl Builder {
         self
     }
 
-    /// The longest wait for a reply, unless a request says otherwise. Default 10 s.
+    /// The longest wait for a reply, unless a request says otherwise. Default 10 s. A message that
+    /// [asks for an acknowledgement](crate::Request::require_ack) is repeated when it was sent so long ago.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
+        self
+    }
+
+    /// How messages that [ask for an acknowledgement](crate::Request::require_ack) are repeated until the hub has
+    /// accepted them.
+    pub fn resend(mut self, resend: Resend) -> Self {
+        self.resend = resend;
         self
     }
 
@@ -336,6 +346,7 @@ impl Builder {
             status,
             stop: stop.clone(),
             request_timeout: self.request_timeout,
+            resend: self.resend,
             max_request_size: self.max_request_size,
             auto_ack: self.auto_ack,
             _task: stop.drop_guard(),

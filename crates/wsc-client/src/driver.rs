@@ -7,7 +7,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 use wsc_protocol::ErrorCode;
 
@@ -103,7 +103,7 @@ impl Driver {
             let Verdict::Retry { at_least } = cause.verdict(self.connector.token.can_renew()) else {
                 break cause;
             };
-            self.pending.connection_ended();
+            self.outbox.put_back(self.pending.connection_ended());
             let retry_in = self.schedule.next_delay(at_least);
             tracing::debug!(%cause, ?retry_in, "not connected");
             self.status.send_replace(Status::Connecting);
@@ -177,7 +177,7 @@ impl Driver {
                 },
                 command = command, if broken || (can_write && !rooms_first) => {
                     if let Some(frame) = self.frame_of(command) {
-                        socket.write(Message::text(frame));
+                        socket.write(Message::Text(frame));
                     }
                 }
                 () = self.settlements.more(), if can_write => {}
@@ -219,14 +219,17 @@ impl Driver {
     }
 
     /// The frame of a command, unless nobody waits for it any more.
-    fn frame_of(&mut self, command: Command) -> Option<String> {
+    fn frame_of(&mut self, command: Command) -> Option<Utf8Bytes> {
         match command {
-            Command::Request { id, frame, leaves } => self.pending.sending(id).then(|| {
-                if let Some(room_id) = leaves {
-                    self.rooms.leaving(id, room_id);
-                }
-                frame
-            }),
+            Command::Request { id, frame, leaves, repeatable } => {
+                let again = repeatable.then_some(&frame);
+                self.pending.sending(id, again).then(|| {
+                    if let Some(room_id) = leaves {
+                        self.rooms.leaving(id, room_id);
+                    }
+                    frame
+                })
+            }
             Command::Send { frame } => Some(frame),
         }
     }
@@ -292,7 +295,7 @@ impl Driver {
             while self.written(&mut socket).await
                 && let Some(frame) = self.last_frame()
             {
-                socket.write(Message::text(frame));
+                socket.write(Message::Text(frame));
             }
             if !socket.can_write() {
                 return;
@@ -330,9 +333,9 @@ impl Driver {
     }
 
     /// What is still to be sent before the close frame.
-    fn last_frame(&mut self) -> Option<String> {
+    fn last_frame(&mut self) -> Option<Utf8Bytes> {
         if let Some(frame) = self.settlement(Instant::now()) {
-            return Some(frame);
+            return Some(frame.into());
         }
         while let Some(command) = self.outbox.take() {
             if let Some(frame) = self.frame_of(command) {

@@ -72,9 +72,9 @@ pub use event::{Connected, Delivery, DeliveryKind, Event, Gap, Other, RoomNotice
 pub use reply::{
     Authenticated, DirectAccepted, Member, Members, MessageStatus, Pong, RecipientStatus, Reply, RoomAccepted,
 };
-pub use request::{Request, RoomOptions};
+pub use request::{Request, Resend, RoomOptions};
 // Part of what a user of this crate handles, and of no other crate that they would have to depend on.
-pub use wsc_protocol::{CloseCode, ErrorCode, Outcome, Priority, UserType};
+pub use wsc_protocol::{CloseCode, ErrorCode, FailureReason, Outcome, Priority, UserType};
 
 /// The snippets of the user's page, so that they cannot rot.
 #[cfg(doctest)]
