@@ -25,6 +25,10 @@
 //! # }
 //! ```
 //!
+//! Nothing that is acknowledged gets lost or comes twice on the way: messages with
+//! [`require_ack`](Request::require_ack) are repeated under one key until the hub has accepted them, and copies of
+//! deliveries are not shown, across cuts and across restarts of the hub.
+//!
 //! [`Client`] is a handle that is cheap to clone, [`Events`] what it is told. One task behind them owns the
 //! connection; it ends with [`Client::close`], or when all handles are dropped.
 //!

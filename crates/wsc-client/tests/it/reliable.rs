@@ -118,6 +118,30 @@ async fn what_was_acknowledged_before_a_cut_is_acknowledged_again_and_not_shown(
 }
 
 #[tokio::test(start_paused = true)]
+async fn acknowledgements_wait_a_moment_for_others_while_more_may_come() {
+    let (mut hub, builder) = Hub::new();
+    let (mut peer, client, mut events) = connected(&mut hub, builder).await;
+    for id in ["1", "2", "3"] {
+        let mut reliable = crate::hub::delivery(id, &json!("hi"));
+        reliable["require_ack"] = json!(true);
+        peer.send(reliable).await;
+        expect_event!(events, Event::Delivery(_));
+    }
+    let application = async {
+        client.ack(["1"]).unwrap();
+        tokio::time::sleep(SECOND / 500).await;
+        client.ack(["2"]).unwrap();
+    };
+    let ((ack, waited), ()) = tokio::join!(timed(peer.expect("ack")), application);
+    assert_eq!(ack["data"]["ids"], json!(["1", "2"]));
+    assert!(waited >= SECOND / 250 && waited <= SECOND / 50, "{waited:?}");
+    // There is nothing left to wait for.
+    client.ack(["3"]).unwrap();
+    let (ack, waited) = timed(peer.expect("ack")).await;
+    assert_eq!((ack["data"]["ids"].clone(), waited), (json!(["3"]), Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
 async fn messages_that_waited_for_somebody_come_first_and_in_order() {
     const MESSAGES: usize = 100;
     let (hub, builder) = InboxHub::start(Faults::default());
