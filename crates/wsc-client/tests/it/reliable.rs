@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use serde_json::json;
 use wsc_client::{Backoff, Builder, Client, Delivery, Event, Events, FailureReason, Outcome, RequestError, Resend};
 
@@ -81,6 +81,46 @@ async fn every_message_arrives_once_whatever_happens_on_the_way() {
         faults += hub.read(|store| store.faults);
     }
     assert!(restarts > 100 && faults > 1000, "{restarts} restarts, {faults} faults: too quiet to prove anything");
+}
+
+/// The same on several threads and by the real clock: what the application says meets what comes at the same moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn every_message_arrives_once_on_many_threads() {
+    const MESSAGES: usize = 200;
+    for seed in 0..5 {
+        let (lost, unanswered, restart) = (Some(20), Some(20), Some(60));
+        let (hub, builder) =
+            InboxHub::start(Faults { seed, lost, unanswered, restart, budget: 40, ..Faults::default() });
+        let builder = builder.backoff(Backoff::new(SECOND / 1000, SECOND / 100));
+        let (sender, _) = client(&builder, "alice").await;
+        let (receiver, mut events) = client(&builder, "bob").await;
+        let sending = (0..MESSAGES).map(|n| tokio::spawn(sender.direct_message("bob", &n).require_ack().into_future()));
+        let sending = join_all(sending);
+        let receiving = tokio::spawn(async move {
+            let mut counts = vec![0; MESSAGES];
+            while counts.contains(&0) {
+                let delivery = delivery(&mut events).await;
+                counts[delivery.content::<usize>().unwrap()] += 1;
+                // Acknowledged by somebody else, at whatever time.
+                let receiver = receiver.clone();
+                tokio::spawn(async move { receiver.ack([delivery.id]).unwrap() });
+            }
+            (counts, receiver, events)
+        });
+        let all = async {
+            for accepted in sending.await {
+                accepted.unwrap().unwrap();
+            }
+            let received = receiving.await.unwrap();
+            hub.until(all_acked(MESSAGES)).await;
+            received
+        };
+        let (counts, _receiver, mut events) = tokio::time::timeout(60 * SECOND, all).await.unwrap();
+        assert!(counts.iter().all(|count| *count == 1), "seed {seed}: {counts:?}");
+        while let Some(event) = events.next().now_or_never() {
+            assert!(!matches!(event, Some(Event::Delivery(_))), "seed {seed}: {event:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
