@@ -74,6 +74,11 @@ fn delivery(settings: &Settings, rules: &mut Rules<'_>) {
         &["storage.inbox_max_bytes", "storage.max_bytes"],
         || "is larger than storage.max_bytes, which is for all inboxes together".to_owned(),
     );
+    rules.expect(
+        settings.queue.policy != QueuePolicy::Spill || settings.storage.kind != StorageKind::None,
+        &["queue.policy", "storage.kind"],
+        || "\"spill\" needs the inbox: storage.kind is \"none\"".to_owned(),
+    );
     rules.expect(settings.drain.delay < settings.drain.deadline, &["drain.delay", "drain.deadline"], || {
         "is not shorter than drain.deadline, no connection would be drained".to_owned()
     });
@@ -200,18 +205,7 @@ fn cluster(settings: &Settings, rules: &mut Rules<'_>) {
 /// Refuses what the schema knows and this version cannot do, rather than to accept it and do nothing.
 /// What is built takes its line out here; everything else about it is in place.
 fn not_built_yet(settings: &Settings) -> Vec<Problem> {
-    let storage = settings.storage.kind;
     let lines = [
-        (
-            storage != StorageKind::None,
-            "storage.kind",
-            format!("\"{storage}\" cannot be used: the inbox is not built yet in this version, write \"none\""),
-        ),
-        (
-            settings.queue.policy == QueuePolicy::Spill,
-            "queue.policy",
-            "\"spill\" cannot be used: it needs the inbox, which is not built yet in this version".to_owned(),
-        ),
         (
             settings.cluster.enabled,
             "cluster.enabled",

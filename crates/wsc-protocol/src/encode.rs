@@ -82,9 +82,32 @@ pub struct Delivery<'a> {
     pub timestamp: u64,
     /// Queue class.
     pub priority: Priority,
+    /// Whether the receiver must acknowledge it.
+    pub require_ack: bool,
+    /// Which transmission it is, from 1; shown from 2 on.
+    pub attempt: u32,
+    /// Whether it rested in the inbox before the receiver connected: `"source":"offline"`.
+    pub is_replay: bool,
 }
 
-impl Delivery<'_> {
+impl<'a> Delivery<'a> {
+    /// A plain message on its first way, of normal priority.
+    pub fn new(id: Uuid, message_type: &'a str, sender_id: &'a str, content: &'a RawValue, timestamp: u64) -> Self {
+        Self {
+            id,
+            message_type,
+            sender_id,
+            room_id: None,
+            echo_target: None,
+            content,
+            timestamp,
+            priority: Priority::Normal,
+            require_ack: false,
+            attempt: 1,
+            is_replay: false,
+        }
+    }
+
     /// Appends the delivery's text.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut json = JsonWriter::new(out);
@@ -100,6 +123,15 @@ impl Delivery<'_> {
         json.raw(",\"timestamp\":").number(self.timestamp).raw("},\"timestamp\":").number(self.timestamp);
         if self.priority != Priority::Normal {
             json.raw(",\"priority\":").string(self.priority.as_str());
+        }
+        if self.require_ack {
+            json.raw(",\"require_ack\":true");
+        }
+        if self.attempt > 1 {
+            json.raw(",\"attempt\":").number(self.attempt.into());
+        }
+        if self.is_replay {
+            json.raw(",\"source\":\"offline\"");
         }
         json.raw("}");
     }
@@ -147,20 +179,35 @@ pub fn error(out: &mut Vec<u8>, error: &ErrorReply, request_id: Option<&MessageI
 }
 
 /// Appends an `accepted` reply to a `room_message`.
-pub fn accepted_room(out: &mut Vec<u8>, id: Uuid, recipients: u64, request_id: &MessageId<'_>, timestamp: u64) {
+pub fn accepted_room(
+    out: &mut Vec<u8>,
+    id: Uuid,
+    recipients: u64,
+    is_duplicate: bool,
+    request_id: &MessageId<'_>,
+    timestamp: u64,
+) {
     reply(out, "accepted", Some(request_id), timestamp, |json| {
-        json.raw("{\"id\":").uuid(id).raw(",\"recipients\":").number(recipients).raw("}");
+        json.raw("{\"id\":").uuid(id).raw(",\"recipients\":").number(recipients);
+        json.raw(if is_duplicate { ",\"duplicate\":true}" } else { "}" });
     });
 }
 
 /// Appends an `accepted` reply to a `direct_message`.
-pub fn accepted_direct(out: &mut Vec<u8>, id: Uuid, fate: Fate, request_id: &MessageId<'_>, timestamp: u64) {
+pub fn accepted_direct(
+    out: &mut Vec<u8>,
+    id: Uuid,
+    fate: Fate,
+    is_duplicate: bool,
+    request_id: &MessageId<'_>,
+    timestamp: u64,
+) {
     reply(out, "accepted", Some(request_id), timestamp, |json| {
         json.raw("{\"id\":").uuid(id).raw(",\"outcome\":").string(fate.outcome.as_str());
         if let Some(reason) = fate.reason {
             json.raw(",\"reason\":").string(reason.as_str());
         }
-        json.raw("}");
+        json.raw(if is_duplicate { ",\"duplicate\":true}" } else { "}" });
     });
 }
 
@@ -188,14 +235,8 @@ mod tests {
     fn deliveries_look_as_the_contract_shows_them() {
         let content: Box<RawValue> = serde_json::from_str(r#"{"n": 1.0e5, "u":"\u0041"}"#).unwrap();
         let delivery = Delivery {
-            id: Uuid::from_u128(1),
-            message_type: "room_message",
-            sender_id: "al\"ice",
             room_id: Some("r1"),
-            echo_target: None,
-            content: &content,
-            timestamp: 5,
-            priority: Priority::Normal,
+            ..Delivery::new(Uuid::from_u128(1), "room_message", "al\"ice", &content, 5)
         };
         assert_eq!(
             text(|out| delivery.encode(out)),

@@ -156,7 +156,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// Every kind, in declaration order.
+    /// Every kind, in declaration order: `ALL[k as usize] == k`.
     pub const ALL: [Self; 5] = [Self::QueueFull, Self::UserOffline, Self::ConnectionError, Self::Timeout, Self::Other];
 
     /// The name in metrics.

@@ -36,7 +36,7 @@ mod user_type;
 pub use close::{CloseCode, CloseReason};
 pub use envelope::{DecodeError, Envelope, MAX_MESSAGE_ID_LEN, MAX_NESTING, MessageId, check_text};
 pub use error::{ErrorCode, ErrorReply};
-pub use event::{ClientInfo, DisconnectReason, Event, EventType, MessageInfo};
+pub use event::{AckInfo, ClientInfo, DisconnectReason, Event, EventType, FailureInfo, MessageInfo};
 pub use failure::{FailureKind, FailureReason, UnknownReason};
 pub use id::{ClientId, Id, InvalidId, MAX_ID_LEN};
 pub use message::{HubMessage, Priority};

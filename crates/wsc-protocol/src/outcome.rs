@@ -58,6 +58,14 @@ pub struct Fate {
 impl Fate {
     /// In flight.
     pub const PENDING: Self = Self { outcome: Outcome::Pending, reason: None };
+    /// Resting in the inbox.
+    pub const STORED: Self = Self { outcome: Outcome::Stored, reason: None };
+    /// Acknowledged by the receiver.
+    pub const ACKED: Self = Self { outcome: Outcome::Acked, reason: None };
+    /// Its time to live passed.
+    pub const EXPIRED: Self = Self { outcome: Outcome::Expired, reason: None };
+    /// Refused by the receiver.
+    pub const REJECTED: Self = Self { outcome: Outcome::Rejected, reason: None };
     /// Handed to the kernel.
     pub const SENT: Self = Self { outcome: Outcome::Sent, reason: None };
 

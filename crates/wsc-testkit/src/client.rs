@@ -77,12 +77,37 @@ impl Client {
         client
     }
 
+    /// Connects and reads the `connected` frame; `None` when the server is gone, or goes meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// When the server is there and does not answer, or the first frame is another one.
+    pub async fn try_connect(ws_url: &str) -> Option<Self> {
+        let mut client = Self::try_open(ws_url, &ConnectOptions::default()).await.ok()?;
+        match client.recv("connected").await {
+            Inbound::Text(text) => {
+                let frame: Value = serde_json::from_str(&text).unwrap_or_default();
+                assert!(frame["message_type"] == "connected", "{text} instead of connected");
+                client.connected = frame;
+                Some(client)
+            }
+            _ => None,
+        }
+    }
+
     /// Upgrades and reads nothing: for connections that are closed at once.
     ///
     /// # Panics
     ///
     /// When the server refuses the upgrade.
     pub async fn open(ws_url: &str, options: &ConnectOptions<'_>) -> Self {
+        match Self::try_open(ws_url, options).await {
+            Ok(client) => client,
+            Err(error) => panic!("the upgrade at {ws_url} failed: {error}"),
+        }
+    }
+
+    async fn try_open(ws_url: &str, options: &ConnectOptions<'_>) -> Result<Self, tungstenite::Error> {
         let mut url = ws_url.to_owned();
         let parameters = query(options.query);
         if url.contains('?') {
@@ -100,20 +125,15 @@ impl Client {
             request = request.with_sub_protocol(*name);
         }
         let connect = async {
-            let stream = TcpStream::connect(&authority)
-                .await
-                .unwrap_or_else(|error| panic!("cannot connect to {authority}: {error}"));
-            stream.set_nodelay(true).expect("no delay can be set");
+            let stream = TcpStream::connect(&authority).await?;
+            stream.set_nodelay(true)?;
             let config = WebSocketConfig::default().read_buffer_size(16 * 1024);
             tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await
         };
-        let (socket, response) = match within(&format!("upgrade at {url}"), connect).await {
-            Ok(connected) => connected,
-            Err(error) => panic!("the upgrade at {url} failed: {error}"),
-        };
+        let (socket, response) = within(&format!("upgrade at {url}"), connect).await?;
         let subprotocol =
             response.headers().get("sec-websocket-protocol").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Self { socket, pending: VecDeque::new(), seen: Vec::new(), connected: Value::Null, subprotocol, next_id: 1 }
+        Ok(Self { socket, pending: VecDeque::new(), seen: Vec::new(), connected: Value::Null, subprotocol, next_id: 1 })
     }
 
     /// The `connected` frame, whole.
@@ -268,6 +288,23 @@ impl Client {
         let data = json!({"target_id": target_id, "content": content});
         let request = json!({"message_type": "direct_message", "data": data});
         self.request_ok(request, "accepted").await
+    }
+
+    /// Acknowledges messages, in the form that takes many ids.
+    pub async fn ack(&mut self, ids: &[&str]) {
+        self.send(&json!({"message_type": "ack", "data": {"ids": ids}})).await;
+    }
+
+    /// Takes the next message, which must be of this type and ask for an
+    /// acknowledgement; skips what [`Client::expect`] skips.
+    ///
+    /// # Panics
+    ///
+    /// When something else comes.
+    pub async fn expect_reliable(&mut self, message_type: &str) -> Value {
+        let delivery = self.expect(message_type).await;
+        assert!(delivery["require_ack"] == true && delivery["id"].is_string(), "{delivery}; {self}");
+        delivery
     }
 
     /// Takes the next frame, whatever it is.

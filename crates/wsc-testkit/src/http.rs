@@ -1,6 +1,7 @@
 //! One HTTP/1.1 request over a fresh connection.
 
 use std::fmt::Write as _;
+use std::io;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -70,6 +71,28 @@ impl HttpResponse {
 ///
 /// When the server cannot be reached or answers something that is not HTTP.
 pub async fn http(method: &str, url: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> HttpResponse {
+    match try_http(method, url, headers, body).await {
+        Ok(response) => response,
+        Err(error) => panic!("no HTTP answer to {method} {url}: {error}"),
+    }
+}
+
+/// As [`http`], for a server that may be gone.
+///
+/// # Errors
+///
+/// When the server cannot be reached, or the connection ends before the
+/// answer is whole.
+///
+/// # Panics
+///
+/// When there is no answer in time, or it is not HTTP.
+pub async fn try_http(
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: Option<&[u8]>,
+) -> io::Result<HttpResponse> {
     let rest = url.strip_prefix("http://").unwrap_or(url);
     let (authority, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
@@ -92,9 +115,7 @@ pub async fn http(method: &str, url: &str, headers: &[(&str, &str)], body: Optio
     head.push_str("\r\n");
 
     let exchange = async {
-        let mut stream = TcpStream::connect(authority)
-            .await
-            .unwrap_or_else(|error| panic!("cannot connect to {authority}: {error}"));
+        let mut stream = TcpStream::connect(authority).await?;
         // A server may answer (413, say) and close before it has read the
         // whole body, so a failed write is no failure yet.
         let written = async {
@@ -106,15 +127,18 @@ pub async fn http(method: &str, url: &str, headers: &[(&str, &str)], body: Optio
         let mut chunk = vec![0; 64 * 1024];
         loop {
             if let Some(response) = parse(&buffer, method, false) {
-                return response;
+                return Ok(response);
             }
             match stream.read(&mut chunk).await {
                 Ok(0) | Err(_) => break,
                 Ok(n) => buffer.extend_from_slice(&chunk[..n]),
             }
         }
-        parse(&buffer, method, true)
-            .unwrap_or_else(|| panic!("no HTTP answer to {method} {url}, only {:?}", String::from_utf8_lossy(&buffer)))
+        let whole = parse(&buffer, method, true);
+        whole.ok_or_else(|| {
+            let text = format!("cut off after {:?}", String::from_utf8_lossy(&buffer));
+            io::Error::new(io::ErrorKind::UnexpectedEof, text)
+        })
     };
     within(&format!("answer to {method} {url}"), exchange).await
 }

@@ -6,7 +6,7 @@
 //! * [`Client`] speaks the JSON protocol and remembers every frame it saw.
 //! * [`RawClient`] and [`Frame`] speak bytes: handshakes by hand, frames that
 //!   no library would send, tiny receive buffers.
-//! * [`http`] is one HTTP/1.1 request, and [`Metrics`] reads what a scrape
+//! * [`http`] is one HTTP/1.1 request ([`try_http`] where the server may be gone), and [`Metrics`] reads what a scrape
 //!   answered.
 //!
 //! It knows nothing of the hub's crates: what a test asserts is what goes over
@@ -38,8 +38,8 @@ mod wait;
 
 pub use client::{Client, ConnectOptions, Inbound};
 pub use frame::{Frame, LengthForm, RawFrame};
-pub use http::{HttpResponse, encode, http, query};
-pub use metrics::{Metrics, Sample};
+pub use http::{HttpResponse, encode, http, query, try_http};
+pub use metrics::{Ledger, Metrics, Sample};
 pub use raw::{Handshake, RawClient, RawOptions};
 pub use server::{Launch, ServerProcess};
 pub use tls::TlsIdentity;

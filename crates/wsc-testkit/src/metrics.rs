@@ -59,6 +59,69 @@ impl Metrics {
             .map(|sample| sample.value)
             .sum()
     }
+
+    /// Both sides of the sum that holds at every scrape: the pairs that came
+    /// in, and all places where they can be.
+    pub fn ledger(&self) -> Ledger {
+        let one = |name: &str| self.sum(name, &[]);
+        let outcome = |name: &str| self.sum("wsc_messages_total", &[("outcome", name)]);
+        Ledger {
+            accepted: one("wsc_messages_accepted_total"),
+            recovered: one("wsc_messages_recovered_total"),
+            acked: outcome("acked"),
+            sent: outcome("sent"),
+            failed: outcome("failed"),
+            expired: outcome("expired"),
+            rejected: outcome("rejected"),
+            released: one("wsc_messages_released_total"),
+            stored: one("wsc_messages_stored"),
+            in_flight: one("wsc_messages_in_flight"),
+        }
+    }
+}
+
+/// What became of all pairs of a message and a recipient.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[expect(missing_docs, reason = "each is the metric of its name")]
+pub struct Ledger {
+    pub accepted: f64,
+    pub recovered: f64,
+    pub acked: f64,
+    pub sent: f64,
+    pub failed: f64,
+    pub expired: f64,
+    pub rejected: f64,
+    pub released: f64,
+    pub stored: f64,
+    pub in_flight: f64,
+}
+
+impl Ledger {
+    /// What came in.
+    pub fn came(&self) -> f64 {
+        self.accepted + self.recovered
+    }
+
+    /// What reached its end here, or was handed to another node.
+    pub fn ended(&self) -> f64 {
+        self.acked + self.sent + self.failed + self.expired + self.rejected + self.released
+    }
+
+    /// What is still here.
+    pub fn here(&self) -> f64 {
+        self.stored + self.in_flight
+    }
+
+    /// Asserts that the sum adds up, to the last message.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn check(&self) {
+        let balance = self.came() - self.ended() - self.here();
+        assert!(balance == 0.0 && self.stored >= 0.0 && self.in_flight >= 0.0, "off by {balance}: {self:?}");
+    }
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -118,5 +181,17 @@ mod tests {
         assert_eq!(metrics.sum("a", &[]), 3.0);
         assert_eq!(metrics.sum("b", &[("x", "1")]), 2.5);
         assert_eq!(metrics.samples[1].labels["y"], "q\"},");
+    }
+
+    #[test]
+    fn the_sum_has_two_sides() {
+        let text = "wsc_messages_accepted_total 5\nwsc_messages_recovered_total 2\n\
+                    wsc_messages_total{outcome=\"acked\"} 3\nwsc_messages_total{outcome=\"failed\"} 1\n\
+                    wsc_messages_stored 2\nwsc_messages_in_flight 1\n";
+        let ledger = Metrics::parse(text).ledger();
+        ledger.check();
+        assert_eq!((ledger.came(), ledger.ended(), ledger.here()), (7.0, 4.0, 3.0));
+        let lost = Ledger { stored: 1.0, ..ledger };
+        assert!(std::panic::catch_unwind(|| lost.check()).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -19,12 +19,15 @@ use crate::wait::within;
 
 /// A running server, killed when this value is dropped.
 ///
-/// It runs in a temporary directory of its own, without any `WSC__…` variable
-/// of the environment. What it printed is shown when the test panics.
+/// It runs in a temporary directory of its own, where its data directory
+/// `./data` is too, without any `WSC__…` variable of the environment. What it
+/// printed is shown when the test panics.
 pub struct ServerProcess {
     child: Child,
     addr: SocketAddr,
     log: Log,
+    /// How it was started, to start it again.
+    start: Start,
     // Holds the settings file and everything the server writes beside it.
     dir: TempDir,
 }
@@ -49,18 +52,50 @@ impl Launch<'_> {
     /// When it cannot be started or does not end in time.
     pub async fn run(&self, bin: impl AsRef<Path>) -> Output {
         let dir = TempDir::new().expect("a temporary directory");
-        let mut command = self.command(bin, dir.path());
+        self.run_in(dir.path(), bin).await
+    }
+
+    /// Runs `bin` in this directory until it ends by itself.
+    ///
+    /// # Panics
+    ///
+    /// As [`Launch::run`].
+    pub async fn run_in(&self, dir: &Path, bin: impl AsRef<Path>) -> Output {
+        self.write_files(dir);
+        let mut command = Start::of(bin, self).command(dir);
         let output = within(&format!("the end of {command:?}"), command.output()).await;
         output.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
     }
 
-    fn command(&self, bin: impl AsRef<Path>, dir: &Path) -> Command {
+    fn write_files(&self, dir: &Path) {
         for (name, content) in self.files {
             std::fs::write(dir.join(name), content).expect("the file can be written");
         }
-        let mut command = Command::new(bin.as_ref());
+    }
+}
+
+/// A [`Launch`] without its files, to keep.
+#[derive(Debug)]
+struct Start {
+    bin: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Start {
+    fn of(bin: impl AsRef<Path>, launch: &Launch<'_>) -> Self {
+        let env = launch.env.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+        Self {
+            bin: bin.as_ref().to_owned(),
+            args: launch.args.iter().map(|&arg| arg.to_owned()).collect(),
+            env: env.collect(),
+        }
+    }
+
+    fn command(&self, dir: &Path) -> Command {
+        let mut command = Command::new(&self.bin);
         command
-            .args(self.args)
+            .args(&self.args)
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -71,8 +106,34 @@ impl Launch<'_> {
                 command.env_remove(key);
             }
         }
-        command.envs(self.env.iter().copied());
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command
+    }
+
+    /// Starts the process in this directory and waits until it listens.
+    async fn listening(&self, dir: &Path) -> (Child, SocketAddr, Log) {
+        let mut command = self.command(dir);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+
+        let log = Log::default();
+        let (found, mut listening) = watch::channel(None);
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        tokio::spawn(collect(stdout, Arc::clone(&log), Some(found)));
+        tokio::spawn(collect(stderr, Arc::clone(&log), None));
+
+        let started = async {
+            // An error means that stdout ended: the process is gone.
+            let found = listening.wait_for(Option::is_some).await;
+            found.ok().and_then(|addr| *addr)
+        };
+        let addr = tokio::time::timeout(crate::WAIT, started).await;
+        let Ok(Some(addr)) = addr else {
+            let _ = child.start_kill();
+            let status = child.wait().await;
+            panic!("the server does not listen ({status:?}): {self:#?}\noutput:\n{}", text(&log));
+        };
+        (child, addr, log)
     }
 }
 
@@ -107,28 +168,24 @@ impl ServerProcess {
     /// As [`ServerProcess::start`].
     pub async fn launch(bin: impl AsRef<Path>, launch: &Launch<'_>) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
-        let mut command = launch.command(bin, dir.path());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        launch.write_files(dir.path());
+        let start = Start::of(bin, launch);
+        let (child, addr, log) = start.listening(dir.path()).await;
+        Self { child, addr, log, start, dir }
+    }
 
-        let log = Log::default();
-        let (found, mut listening) = watch::channel(None);
-        let stdout = child.stdout.take().expect("stdout is a pipe");
-        let stderr = child.stderr.take().expect("stderr is a pipe");
-        tokio::spawn(collect(stdout, Arc::clone(&log), Some(found)));
-        tokio::spawn(collect(stderr, Arc::clone(&log), None));
-
-        let started = async {
-            // An error means that stdout ended: the process is gone.
-            let found = listening.wait_for(Option::is_some).await;
-            found.ok().and_then(|addr| *addr)
-        };
-        let addr = tokio::time::timeout(crate::WAIT, started).await;
-        let Ok(Some(addr)) = addr else {
-            let _ = child.start_kill();
-            let status = child.wait().await;
-            panic!("the server does not listen ({status:?}): {launch:#?}\noutput:\n{}", text(&log));
-        };
-        Self { child, addr, log, dir }
+    /// Starts a server that has ended again, in the directory with all that
+    /// the one before left there, and waits until it listens.
+    ///
+    /// With `listen: 127.0.0.1:0` it has another port than before. The log
+    /// begins anew.
+    ///
+    /// # Panics
+    ///
+    /// When it still runs; else as [`ServerProcess::start`].
+    pub async fn restart(&mut self) {
+        assert!(!self.is_running(), "the server still runs");
+        (self.child, self.addr, self.log) = self.start.listening(self.dir.path()).await;
     }
 
     /// The address it listens on.

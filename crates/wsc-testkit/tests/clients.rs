@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tungstenite::Message;
 use tungstenite::protocol::CloseFrame;
-use wsc_testkit::{Client, Frame, Handshake, Inbound, Launch, RawClient, RawOptions, ServerProcess, TlsIdentity};
+use wsc_testkit::{
+    Client, Frame, Handshake, Inbound, Launch, RawClient, RawOptions, ServerProcess, TlsIdentity, try_http,
+};
 
 /// Greets, answers `ping`, repeats anything else as `echo`, and closes with
 /// 4000 when told to `go`.
@@ -184,4 +186,34 @@ async fn a_server_that_ends_at_once_is_no_server() {
     let panic = started.await.unwrap_err().into_panic();
     let text = panic.downcast_ref::<String>().unwrap();
     assert!(text.contains("no luck"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_killed_starts_again_where_it_was() {
+    let script = "echo start >> starts; wc -l < starts; \
+                  echo wsc: listening on http://127.0.0.1:$((4241 + $(wc -l < starts))); exec sleep 60";
+    let mut server = shell(script).await;
+    assert_eq!(server.addr().port(), 4242);
+    server.kill().await;
+    server.restart().await;
+    assert_eq!(server.addr().port(), 4243);
+    assert!(server.is_running());
+    assert_eq!(server.log().lines().next(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone_is_an_answer_too() {
+    let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    assert!(try_http("GET", &format!("http://{addr}/"), &[], None).await.is_err());
+    assert!(Client::try_connect(&format!("ws://{addr}/ws")).await.is_none());
+    // Gone in the middle of the answer, and of the handshake.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n").await;
+        }
+    });
+    assert!(try_http("GET", &format!("http://{addr}/"), &[], None).await.is_err());
+    assert!(Client::try_connect(&format!("ws://{addr}/ws")).await.is_none());
 }
