@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wsc_protocol::UserType;
 
 use crate::{
-    Backoff, Cause, Client, Connected, Events,
+    Backoff, Cause, Client, Connected, Events, Resend,
     backoff::Schedule,
     client::Shared,
     connect::{Connector, Dial},
@@ -41,6 +41,7 @@ pub struct Builder {
     backoff: Backoff,
     connect_timeout: Duration,
     request_timeout: Duration,
+    resend: Resend,
     close_timeout: Duration,
     silence_margin: Duration,
     pong_timeout: Duration,
@@ -48,6 +49,7 @@ pub struct Builder {
     max_request_size: usize,
     event_buffer: u32,
     dedup_window: usize,
+    dedup_time: Duration,
     rejoin: bool,
     auto_ack: bool,
 }
@@ -92,6 +94,7 @@ impl Builder {
             backoff: Backoff::default(),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
+            resend: Resend::default(),
             close_timeout: Duration::from_secs(3),
             silence_margin: Duration::from_secs(5),
             pong_timeout: Duration::from_secs(10),
@@ -99,6 +102,7 @@ impl Builder {
             max_request_size: 64 * 1024,
             event_buffer: 4 * 1024 * 1024,
             dedup_window: 4096,
+            dedup_time: Duration::from_secs(7 * 24 * 60 * 60),
             rejoin: true,
             auto_ack: false,
         }
@@ -194,9 +198,17 @@ impl Builder {
         self
     }
 
-    /// The longest wait for a reply, unless a request says otherwise. Default 10 s.
+    /// The longest wait for a reply, unless a request says otherwise. Default 10 s. A message that
+    /// [asks for an acknowledgement](crate::Request::require_ack) is repeated when it was sent so long ago.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
+        self
+    }
+
+    /// How messages that [ask for an acknowledgement](crate::Request::require_ack) are repeated until the hub has
+    /// accepted them.
+    pub fn resend(mut self, resend: Resend) -> Self {
+        self.resend = resend;
         self
     }
 
@@ -235,10 +247,21 @@ impl Builder {
         self
     }
 
-    /// How many message ids are remembered to give each message to the application once. Default 4096; 0 gives it
-    /// every copy.
+    /// How many message ids are remembered to give each message to the application once: so many of messages that
+    /// ask for an acknowledgement, and so many of plain ones. Default 4096, which is half a megabyte at most; 0 gives
+    /// the application every copy.
+    ///
+    /// What is settled is forgotten first. Keep it well above the hub's `inbox.window_messages`: that many may be sent
+    /// again after a cut.
     pub fn dedup_window(mut self, messages: usize) -> Self {
         self.dedup_window = messages;
+        self
+    }
+
+    /// How long a message id is remembered at most, from the delivery on or, where it is settled, from that on.
+    /// Default 7 days, the hub's default for `storage.message_ttl`: after that it sends nothing again.
+    pub fn dedup_time(mut self, time: Duration) -> Self {
+        self.dedup_time = time;
         self
     }
 
@@ -314,7 +337,7 @@ impl Builder {
             status: status_sender,
             stop: stop.clone(),
             rooms: Rooms::new(fastrand::Rng::new()),
-            seen: Seen::new(self.dedup_window),
+            seen: Seen::new(self.dedup_window, self.dedup_time),
             cause: Cause::Aborted,
         };
         let shared = Arc::new(Shared {
@@ -323,6 +346,7 @@ impl Builder {
             status,
             stop: stop.clone(),
             request_timeout: self.request_timeout,
+            resend: self.resend,
             max_request_size: self.max_request_size,
             auto_ack: self.auto_ack,
             _task: stop.drop_guard(),

@@ -11,10 +11,11 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    Builder, Cause, Connected, Event, RequestError,
+    Builder, Cause, Connected, Event, RequestError, Resend,
     driver::Status,
     outbox::Command,
     pending::Pending,
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) stop: CancellationToken,
     pub(crate) request_timeout: Duration,
+    pub(crate) resend: Resend,
     pub(crate) max_request_size: usize,
     pub(crate) auto_ack: bool,
     /// Ends the task when the last handle goes.
@@ -66,10 +68,6 @@ impl Client {
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
-    }
-
-    pub(crate) fn request_timeout(&self) -> Duration {
-        self.shared.request_timeout
     }
 
     /// Waits until a connection stands, and tells who the hub says it is.
@@ -299,10 +297,10 @@ impl Client {
         let _ = status.wait_for(|status| matches!(status, Status::Closed(_))).await;
     }
 
-    pub(crate) fn encode(&self, frame: &Outgoing<'_>) -> Result<String, RequestError> {
+    pub(crate) fn encode(&self, frame: &Outgoing<'_>) -> Result<Utf8Bytes, RequestError> {
         let frame = serde_json::to_string(frame).map_err(RequestError::Encode)?;
         self.check_size(frame.len())?;
-        Ok(frame)
+        Ok(frame.into())
     }
 
     fn check_size(&self, size: usize) -> Result<(), RequestError> {

@@ -7,12 +7,12 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 use wsc_protocol::ErrorCode;
 
 use crate::{
-    Cause, Connected, Event,
+    Cause, Connected, Delivery, Event,
     backoff::Schedule,
     cause::Verdict,
     connect::Connector,
@@ -103,7 +103,7 @@ impl Driver {
             let Verdict::Retry { at_least } = cause.verdict(self.connector.token.can_renew()) else {
                 break cause;
             };
-            self.pending.connection_ended();
+            self.outbox.put_back(self.pending.connection_ended());
             let retry_in = self.schedule.next_delay(at_least);
             tracing::debug!(%cause, ?retry_in, "not connected");
             self.status.send_replace(Status::Connecting);
@@ -144,6 +144,7 @@ impl Driver {
                 socket.write(Message::text(frame));
             }
             let can_write = socket.can_write();
+            let settle_at = self.settlements.due(self.seen.held()).filter(|_| can_write);
             let rejoin_at = self.rooms.due().filter(|_| can_write && reading);
             let rooms_first = reading && self.rooms.go_first();
             let broken = socket.is_broken();
@@ -176,10 +177,11 @@ impl Driver {
                 },
                 command = command, if broken || (can_write && !rooms_first) => {
                     if let Some(frame) = self.frame_of(command) {
-                        socket.write(Message::text(frame));
+                        socket.write(Message::Text(frame));
                     }
                 }
                 () = self.settlements.more(), if can_write => {}
+                () = sleep_until(settle_at.unwrap_or_else(Instant::now)), if settle_at.is_some() => {}
                 () = sleep_until(rejoin_at.unwrap_or_else(Instant::now)), if rejoin_at.is_some() => {}
                 () = sleep_until(liveness.deadline()), if !self.events.is_waiting() => {
                     match liveness.expired(Instant::now()) {
@@ -202,27 +204,32 @@ impl Driver {
         if let Some(frame) = self.rooms.next_request(Instant::now(), || self.pending.next_id()) {
             return Some(frame);
         }
-        self.settlement()
+        let now = Instant::now();
+        let is_due = self.settlements.due(self.seen.held()).is_some_and(|due| due <= now);
+        if is_due { self.settlement(now) } else { None }
     }
 
     /// A frame about deliveries.
-    fn settlement(&mut self) -> Option<String> {
+    fn settlement(&mut self, now: Instant) -> Option<String> {
         let (ids, settlement) = self.settlements.take(self.options.max_request_size)?;
         for id in &ids {
-            self.seen.settle(id, &settlement);
+            self.seen.settle(id, &settlement, now);
         }
         wire::settle(&ids, &settlement).ok()
     }
 
     /// The frame of a command, unless nobody waits for it any more.
-    fn frame_of(&mut self, command: Command) -> Option<String> {
+    fn frame_of(&mut self, command: Command) -> Option<Utf8Bytes> {
         match command {
-            Command::Request { id, frame, leaves } => self.pending.sending(id).then(|| {
-                if let Some(room_id) = leaves {
-                    self.rooms.leaving(id, room_id);
-                }
-                frame
-            }),
+            Command::Request { id, frame, leaves, repeatable } => {
+                let again = repeatable.then_some(&frame);
+                self.pending.sending(id, again).then(|| {
+                    if let Some(room_id) = leaves {
+                        self.rooms.leaving(id, room_id);
+                    }
+                    frame
+                })
+            }
             Command::Send { frame } => Some(frame),
         }
     }
@@ -241,7 +248,7 @@ impl Driver {
                 }
                 None
             }
-            Ok(Inbound::Event(Event::Delivery(delivery))) => match self.seen.note(&delivery.id) {
+            Ok(Inbound::Event(Event::Delivery(delivery))) => match self.note(&delivery) {
                 Sighting::First => Some(Event::Delivery(delivery)),
                 Sighting::Again => None,
                 Sighting::Settled(settlement) => {
@@ -275,6 +282,10 @@ impl Driver {
         }
     }
 
+    fn note(&mut self, delivery: &Delivery) -> Sighting {
+        self.seen.note(&delivery.id, delivery.require_ack, Instant::now())
+    }
+
     /// Sends what was commanded before, then the close frame, and waits for the hub's.
     async fn say_goodbye(&mut self, mut socket: Socket) {
         self.outbox.close();
@@ -284,7 +295,7 @@ impl Driver {
             while self.written(&mut socket).await
                 && let Some(frame) = self.last_frame()
             {
-                socket.write(Message::text(frame));
+                socket.write(Message::Text(frame));
             }
             if !socket.can_write() {
                 return;
@@ -322,9 +333,9 @@ impl Driver {
     }
 
     /// What is still to be sent before the close frame.
-    fn last_frame(&mut self) -> Option<String> {
-        if let Some(frame) = self.settlement() {
-            return Some(frame);
+    fn last_frame(&mut self) -> Option<Utf8Bytes> {
+        if let Some(frame) = self.settlement(Instant::now()) {
+            return Some(frame.into());
         }
         while let Some(command) = self.outbox.take() {
             if let Some(frame) = self.frame_of(command) {

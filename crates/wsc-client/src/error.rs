@@ -29,6 +29,12 @@ impl HubError {
         self.code == code.code()
     }
 
+    /// The id of the message, where it was accepted and failed at once: nothing will come of it, also not when it is
+    /// asked for again. `None` where the hub did not take it.
+    pub fn message_id(&self) -> Option<&str> {
+        self.details.as_ref()?.get("id")?.as_str()
+    }
+
     /// How long to wait before trying again, where the hub says it.
     pub fn retry_after(&self) -> Option<Duration> {
         self.details.as_ref()?.get("retry_after_ms")?.as_u64().map(Duration::from_millis)
@@ -42,6 +48,10 @@ pub enum RequestError {
     /// The hub said no.
     #[error(transparent)]
     Refused(#[from] HubError),
+    /// A message that [asks for an acknowledgement](crate::Request::require_ack) was sent, had no answer, and was
+    /// refused when the client repeated it. The hub may have taken it the first time.
+    #[error("the repetition was refused: {0}")]
+    RepetitionRefused(#[source] HubError),
     /// The connection ended after the request was written and before its reply came. The hub may have processed it.
     #[error("the connection ended before the reply")]
     Disconnected,
@@ -79,7 +89,7 @@ impl RequestError {
     /// [idempotency key](crate::Request::idempotency_key) makes that harmless.)
     pub fn may_have_been_processed(&self) -> bool {
         match self {
-            Self::Disconnected | Self::Reply(_) => true,
+            Self::Disconnected | Self::Reply(_) | Self::RepetitionRefused(_) => true,
             Self::Timeout { sent } | Self::Closed { sent } => *sent,
             Self::Refused(_) | Self::TooLarge { .. } | Self::Encode(_) => false,
         }
@@ -88,7 +98,7 @@ impl RequestError {
     /// Whether the same request may succeed a moment later.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Refused(error) => error.temporary,
+            Self::Refused(error) | Self::RepetitionRefused(error) => error.temporary,
             Self::Disconnected | Self::Timeout { .. } => true,
             Self::Closed { .. } | Self::TooLarge { .. } | Self::Encode(_) | Self::Reply(_) => false,
         }
@@ -97,7 +107,7 @@ impl RequestError {
     /// What the hub said, where it was the hub that said no.
     pub fn hub_error(&self) -> Option<&HubError> {
         match self {
-            Self::Refused(error) => Some(error),
+            Self::Refused(error) | Self::RepetitionRefused(error) => Some(error),
             _ => None,
         }
     }

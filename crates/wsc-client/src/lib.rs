@@ -25,6 +25,10 @@
 //! # }
 //! ```
 //!
+//! Nothing that is acknowledged gets lost or comes twice on the way: messages with
+//! [`require_ack`](Request::require_ack) are repeated under one key until the hub has accepted them, and copies of
+//! deliveries are not shown, across cuts and across restarts of the hub.
+//!
 //! [`Client`] is a handle that is cheap to clone, [`Events`] what it is told. One task behind them owns the
 //! connection; it ends with [`Client::close`], or when all handles are dropped.
 //!
@@ -72,9 +76,9 @@ pub use event::{Connected, Delivery, DeliveryKind, Event, Gap, Other, RoomNotice
 pub use reply::{
     Authenticated, DirectAccepted, Member, Members, MessageStatus, Pong, RecipientStatus, Reply, RoomAccepted,
 };
-pub use request::{Request, RoomOptions};
+pub use request::{Request, Resend, RoomOptions};
 // Part of what a user of this crate handles, and of no other crate that they would have to depend on.
-pub use wsc_protocol::{CloseCode, ErrorCode, Outcome, Priority, UserType};
+pub use wsc_protocol::{CloseCode, ErrorCode, FailureReason, Outcome, Priority, UserType};
 
 /// The snippets of the user's page, so that they cannot rot.
 #[cfg(doctest)]

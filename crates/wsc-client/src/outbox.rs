@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, convert::Infallible, fmt, future::pending, time::Duration};
 
 use tokio::{sync::mpsc, time::sleep};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::pending::Pending;
 
@@ -11,12 +12,14 @@ pub(crate) enum Command {
     /// A request whose reply somebody waits for.
     Request {
         id: u64,
-        frame: String,
+        frame: Utf8Bytes,
         /// The room that it leaves.
         leaves: Option<String>,
+        /// Whether it may be sent again on another connection.
+        repeatable: bool,
     },
     /// A frame without a reply.
-    Send { frame: String },
+    Send { frame: Utf8Bytes },
 }
 
 impl Command {
@@ -87,6 +90,13 @@ impl Outbox {
                 Some(command) => self.kept.push_back(command),
                 None => pending().await,
             }
+        }
+    }
+
+    /// Puts requests back that are to be sent again, before everything else.
+    pub(crate) fn put_back(&mut self, requests: Vec<(u64, Utf8Bytes)>) {
+        for (id, frame) in requests.into_iter().rev() {
+            self.kept.push_front(Command::Request { id, frame, leaves: None, repeatable: true });
         }
     }
 

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use wsc_protocol::Outcome;
+use wsc_protocol::{FailureReason, Outcome};
 
 /// Any reply, unread.
 #[derive(Clone)]
@@ -45,7 +45,8 @@ pub struct RoomAccepted {
     pub id: String,
     /// Member connections that it is for, other than the sending one.
     pub recipients: u64,
-    /// Whether the same message under the same idempotency key was accepted before: nothing was sent now.
+    /// Whether the same message under the same idempotency key was accepted before: nothing was sent now. Also where
+    /// this client repeated the message by itself, see [`Request::require_ack`](crate::Request::require_ack).
     #[serde(default)]
     pub duplicate: bool,
 }
@@ -56,14 +57,24 @@ pub struct RoomAccepted {
 pub struct DirectAccepted {
     /// The message's id.
     pub id: String,
-    /// Where it stood when the hub answered.
+    /// Where it stood when the hub answered: `pending` or `stored` where an acknowledgement is asked for, which
+    /// [`Event::Outcome`](crate::Event::Outcome) and [`Client::message_status`](crate::Client::message_status) tell
+    /// more about later.
     pub outcome: Outcome,
-    /// Why, when it failed.
+    /// Why, when it failed; see [`failure`](Self::failure).
     #[serde(default)]
     pub reason: Option<String>,
-    /// Whether the same message under the same idempotency key was accepted before: nothing was sent now.
+    /// Whether the same message under the same idempotency key was accepted before: nothing was sent now. Also where
+    /// this client repeated the message by itself, see [`Request::require_ack`](crate::Request::require_ack).
     #[serde(default)]
     pub duplicate: bool,
+}
+
+impl DirectAccepted {
+    /// The [`reason`](Self::reason), as far as it is one that the hub gives; a receiver that refuses says what it likes.
+    pub fn failure(&self) -> Option<FailureReason> {
+        self.reason.as_deref()?.parse().ok()
+    }
 }
 
 /// The members of a room, or a part of them.
@@ -102,6 +113,18 @@ pub struct MessageStatus {
     pub recipients: Vec<RecipientStatus>,
 }
 
+impl MessageStatus {
+    /// What became of it for this user.
+    pub fn of(&self, user_id: &str) -> Option<&RecipientStatus> {
+        self.recipients.iter().find(|recipient| recipient.user_id == user_id)
+    }
+
+    /// Whether nothing can change it any more, for anybody.
+    pub fn is_final(&self) -> bool {
+        self.recipients.iter().all(|recipient| recipient.outcome.is_final())
+    }
+}
+
 /// What became of a message for one recipient.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
@@ -110,12 +133,19 @@ pub struct RecipientStatus {
     pub user_id: String,
     /// Where it stands.
     pub outcome: Outcome,
-    /// Why, when it failed.
+    /// Why, when it failed; see [`failure`](Self::failure). When it was rejected, what the receiver said.
     #[serde(default)]
     pub reason: Option<String>,
     /// How often it was sent.
     #[serde(default)]
     pub attempts: u32,
+}
+
+impl RecipientStatus {
+    /// The [`reason`](Self::reason), as far as it is one that the hub gives; a receiver that refuses says what it likes.
+    pub fn failure(&self) -> Option<FailureReason> {
+        self.reason.as_deref()?.parse().ok()
+    }
 }
 
 /// The token was taken.
@@ -166,7 +196,7 @@ mod tests {
             "{:?} {:?} {:?} {:?} {:?}",
             Reply { message_type: "t".into(), data: data() },
             Other { message_type: "t".into(), data: data() },
-            Command::Request { id: 1, frame: "sesame".into(), leaves: None },
+            Command::Request { id: 1, frame: "sesame".into(), leaves: None, repeatable: true },
             Command::Send { frame: "sesame".into() },
             connector,
         );

@@ -3,17 +3,19 @@
 use std::{
     fmt,
     future::{Future, IntoFuture},
-    pin::Pin,
+    pin::{Pin, pin},
     time::Duration,
 };
 
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use uuid::Uuid;
 use wsc_protocol::Priority;
 
 use crate::{
-    Client, RequestError,
+    Backoff, Client, RequestError,
+    backoff::Schedule,
     outbox::Command,
     reply::{DirectAccepted, Reply, RoomAccepted},
     wire::{Flags, Outgoing},
@@ -34,7 +36,7 @@ pub struct Request<R> {
     data: Result<Box<RawValue>, serde_json::Error>,
     flags: Flags,
     leaves: Option<String>,
-    timeout: Duration,
+    timeout: Option<Duration>,
     read: fn(&Reply) -> Result<R, serde_json::Error>,
 }
 
@@ -51,15 +53,16 @@ impl<R> Request<R> {
             data: to_raw_value(data),
             flags: Flags::default(),
             leaves: None,
-            timeout: client.request_timeout(),
+            timeout: None,
             read,
         }
     }
 
-    /// How long to wait for the reply, the wait for a connection included. Default:
-    /// [`Builder::request_timeout`](crate::Builder::request_timeout).
+    /// How long to wait for the reply, the wait for a connection and all repetitions included. Default:
+    /// [`Builder::request_timeout`](crate::Builder::request_timeout), and [`Resend::timeout`] for a message that
+    /// [asks for an acknowledgement](Self::require_ack).
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = Some(timeout);
         self
     }
 
@@ -69,28 +72,112 @@ impl<R> Request<R> {
         self
     }
 
-    async fn send(self) -> Result<R, RequestError> {
-        let data = self.data.map_err(RequestError::Encode)?;
-        let shared = self.client.shared();
-        let mut ticket = shared.pending.open()?;
+    async fn send(mut self) -> Result<R, RequestError> {
+        let data = std::mem::replace(&mut self.data, Ok(RawValue::NULL.to_owned())).map_err(RequestError::Encode)?;
+        let reply = if self.flags.require_ack {
+            self.insist(&data).await
+        } else {
+            let deadline = after(self.timeout.unwrap_or_else(|| self.client.shared().request_timeout));
+            self.attempt(&data, deadline, None).await
+        };
+        (self.read)(&reply?).map_err(RequestError::Reply)
+    }
+
+    /// Sends it again and again until it is answered for good. Its key makes that harmless.
+    async fn insist(&mut self, data: &RawValue) -> Result<Reply, RequestError> {
+        let client = self.client.clone();
+        let (resend, patience) = (&client.shared().resend, client.shared().request_timeout);
+        let deadline = after(self.timeout.unwrap_or(resend.timeout));
+        let mut schedule = Schedule::new(Backoff::new(resend.base, resend.cap), fastrand::Rng::new());
+        let (mut unanswered, mut refusals) = (false, 0);
+        loop {
+            let error = match self.attempt(data, deadline, Some(patience)).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            unanswered |= error.may_have_been_processed();
+            match error {
+                RequestError::Refused(error) | RequestError::RepetitionRefused(error) => {
+                    let pause = schedule.next_delay(error.retry_after().unwrap_or_default());
+                    let at = Instant::now() + pause;
+                    // A message that was accepted and failed has its fate; what is refused until the end is refused.
+                    if error.temporary
+                        && error.message_id().is_none()
+                        && refusals < resend.max_refusals
+                        && at < deadline
+                    {
+                        refusals += 1;
+                        tracing::debug!(code = error.code, ?pause, "a message is refused for the moment");
+                        sleep_until(at).await;
+                        continue;
+                    }
+                    return Err(match unanswered {
+                        true => RequestError::RepetitionRefused(error),
+                        false => RequestError::Refused(error),
+                    });
+                }
+                RequestError::Timeout { .. } if Instant::now() < deadline => {
+                    tracing::debug!("a message that has no answer is repeated");
+                }
+                RequestError::Timeout { .. } => return Err(RequestError::Timeout { sent: unanswered }),
+                RequestError::Closed { .. } => return Err(RequestError::Closed { sent: unanswered }),
+                other => return Err(other),
+            }
+        }
+    }
+
+    /// Sends it and waits for the reply until the deadline. With `patience`, also no longer than that after it was
+    /// written; and when a connection ends before the reply, it is sent again on the next one.
+    async fn attempt(
+        &mut self,
+        data: &RawValue,
+        deadline: Instant,
+        patience: Option<Duration>,
+    ) -> Result<Reply, RequestError> {
+        let pending = &self.client.shared().pending;
+        let mut ticket = pending.open()?;
+        let id = ticket.id;
         let frame = Outgoing {
             message_type: &self.message_type,
-            message_id: Some(ticket.id),
-            data: Some(&data),
-            options: self.flags,
+            message_id: Some(id),
+            data: Some(data),
+            options: self.flags.clone(),
         };
         let frame = self.client.encode(&frame)?;
+        let command = Command::Request { id, frame, leaves: self.leaves.take(), repeatable: patience.is_some() };
         let exchange = async {
-            let command = Command::Request { id: ticket.id, frame, leaves: self.leaves };
             self.client.command(command).await?;
             // The sender is dropped unused only when the task is gone.
             (&mut ticket.reply).await.unwrap_or(Err(RequestError::Closed { sent: true }))
         };
-        let Ok(reply) = timeout(self.timeout, exchange).await else {
-            return Err(RequestError::Timeout { sent: ticket.sent() });
-        };
-        (self.read)(&reply?).map_err(RequestError::Reply)
+        let mut exchange = pin!(exchange);
+        let mut look = deadline;
+        if let Some(patience) = patience {
+            look = look.min(after(patience));
+        }
+        loop {
+            if let Ok(reply) = timeout_at(look, &mut exchange).await {
+                return reply;
+            }
+            let (sent, written) = pending.progress(id);
+            let now = Instant::now();
+            let Some(patience) = patience.filter(|_| now < deadline) else {
+                return Err(RequestError::Timeout { sent });
+            };
+            // While it waits for a connection, nobody owes an answer.
+            look = written.unwrap_or(now) + patience;
+            if look <= now {
+                return Err(RequestError::Timeout { sent });
+            }
+            look = look.min(deadline);
+        }
     }
+}
+
+/// So much later, or as late as makes no difference.
+fn after(duration: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+    Instant::now() + duration.min(FAR)
 }
 
 /// A message to somebody: what the sender can ask for beyond its delivery.
@@ -98,8 +185,16 @@ impl<R> Request<R> {
 impl<R: MessageReply> Request<R> {
     /// Asks the receiver to acknowledge: the message is on disk before it is accepted, and is sent again until it is
     /// acknowledged.
+    ///
+    /// The client sees to it that it is accepted once. The message has an
+    /// [idempotency key](Self::idempotency_key), one that no other has where the application gives none, and is sent
+    /// again under it when its connection ends before the answer, when no answer comes within the
+    /// [`request_timeout`](crate::Builder::request_timeout), and, after a pause, when the hub refuses it for the
+    /// moment: as long and as often as [`Resend`] allows. Other refusals are returned. A message that is repeated may
+    /// come behind those that were sent after it; where the order matters, await one before the next.
     pub fn require_ack(mut self) -> Self {
         self.flags.require_ack = true;
+        self.flags.idempotency_key.get_or_insert_with(|| Uuid::now_v7().to_string());
         self
     }
 
@@ -110,10 +205,17 @@ impl<R: MessageReply> Request<R> {
     }
 
     /// Makes it harmless to send the same message again under the same key: the hub gives its first answer again and
-    /// sends nothing.
+    /// sends nothing. It remembers keys for its `idempotency.window`, those of messages without
+    /// [`require_ack`](Self::require_ack) not across its own restart.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.flags.idempotency_key = Some(key.into());
         self
+    }
+
+    /// The key under which the message is sent: the application's, or the one that was made for it. Who keeps it can
+    /// send the same message again after an error, or after a restart of its own.
+    pub fn key(&self) -> Option<&str> {
+        self.flags.idempotency_key.as_deref()
     }
 
     /// Asks for a queue class. A client may lower it, not raise it: the hub refuses [`Priority::High`].
@@ -146,6 +248,59 @@ impl<R> fmt::Debug for Request<R> {
             .field("flags", &self.flags)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
+    }
+}
+
+/// How messages that ask for an acknowledgement are repeated until the hub has accepted them, see
+/// [`Request::require_ack`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Resend {
+    /// How long in all, the wait for a connection included. Default 60 s, time for a hub to start again. Keep it below
+    /// the hub's `idempotency.window` (5 min): a repetition behind that would be another message.
+    pub timeout: Duration,
+    /// How many refusals that may pass (1003, 1004, 1005, 4003) are waited out before one is returned. Default 10; 0
+    /// returns the first.
+    pub max_refusals: u32,
+    /// The longest pause after the first refusal. Default 100 ms. A pause is a random time below its longest, which
+    /// doubles with each refusal; the hub's `retry_after_ms`, where it gives one, is added.
+    pub base: Duration,
+    /// The longest pause after any number of refusals. Default 5 s.
+    pub cap: Duration,
+}
+
+impl Default for Resend {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(60),
+            max_refusals: 10,
+            base: Duration::from_millis(100),
+            cap: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Resend {
+    /// Sets [`timeout`](Self::timeout).
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`max_refusals`](Self::max_refusals).
+    #[must_use]
+    pub fn max_refusals(mut self, max_refusals: u32) -> Self {
+        self.max_refusals = max_refusals;
+        self
+    }
+
+    /// Sets [`base`](Self::base) and [`cap`](Self::cap).
+    #[must_use]
+    pub fn pauses(mut self, base: Duration, cap: Duration) -> Self {
+        self.base = base;
+        self.cap = cap;
+        self
     }
 }
 

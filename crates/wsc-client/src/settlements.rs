@@ -3,14 +3,17 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::wire::{self, MAX_SETTLED, Settlement};
 
 /// Everything that is to be said about deliveries: by the application, for what it took, and once more where the hub
 /// missed it. Nobody waits to put something here, so an application can settle whatever state the connection is in.
+///
+/// What is said within a few milliseconds shares a frame: a flood of messages does not cause one of acknowledgements.
 #[derive(Debug, Default)]
 pub(crate) struct Settlements {
     state: Mutex<State>,
@@ -21,6 +24,10 @@ pub(crate) struct Settlements {
 struct State {
     order: VecDeque<Arc<str>>,
     waiting: HashMap<Arc<str>, Entry>,
+    /// How many of those that wait were said now, and not before.
+    fresh: usize,
+    /// Since when something waits.
+    since: Option<Instant>,
     /// Taken by the application and not settled by it yet.
     taken: Option<String>,
     closed: bool,
@@ -29,7 +36,18 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     settlement: Settlement,
-    explicit: bool,
+    source: Source,
+}
+
+/// Who says so. Later ones outweigh earlier ones; of two alike ones the first counts, as it does at the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// It was said before.
+    Repeated,
+    /// The application took it and asked for the next one.
+    Taken,
+    /// The application said so itself.
+    Application,
 }
 
 impl Settlements {
@@ -42,7 +60,7 @@ impl Settlements {
         }
         for id in ids {
             state.taken.take_if(|taken| *taken == id);
-            state.push(id, settlement.clone(), true);
+            state.push(id, settlement.clone(), Source::Application);
         }
         drop(state);
         self.more.notify_one();
@@ -51,7 +69,7 @@ impl Settlements {
 
     /// Says again what was said before.
     pub(crate) fn repeat(&self, id: String, settlement: Settlement) {
-        self.lock().push(id, settlement, false);
+        self.lock().push(id, settlement, Source::Repeated);
         self.more.notify_one();
     }
 
@@ -64,7 +82,7 @@ impl Settlements {
     pub(crate) fn done(&self) {
         let mut state = self.lock();
         if let Some(id) = state.taken.take() {
-            state.push(id, Settlement::Ack, false);
+            state.push(id, Settlement::Ack, Source::Taken);
             drop(state);
             self.more.notify_one();
         }
@@ -77,6 +95,15 @@ impl Settlements {
     /// Cancel safe.
     pub(crate) async fn more(&self) {
         self.more.notified().await;
+    }
+
+    /// When what waits is to be sent, `None` while nothing does: at once when the application has settled all that it
+    /// was given, `held` deliveries, or a frame is full; else after a moment in which more may come.
+    pub(crate) fn due(&self, held: usize) -> Option<Instant> {
+        let state = self.lock();
+        let since = state.since?;
+        let complete = state.fresh > 0 && state.fresh >= held;
+        Some(if complete || state.order.len() >= MAX_SETTLED { since } else { since + LINGER })
     }
 
     /// The next ones that go into one frame of `max_bytes`; one goes in any case.
@@ -115,16 +142,19 @@ impl Settlements {
 }
 
 impl State {
-    /// What the application says replaces what would be said by itself; else the first word counts, as it does at the
-    /// hub.
-    fn push(&mut self, id: String, settlement: Settlement, explicit: bool) {
+    fn push(&mut self, id: String, settlement: Settlement, source: Source) {
         let id: Arc<str> = id.into();
         match self.waiting.get_mut(&id) {
-            Some(entry) if explicit && !entry.explicit => *entry = Entry { settlement, explicit },
+            Some(entry) if source > entry.source => {
+                self.fresh += usize::from(entry.source == Source::Repeated);
+                *entry = Entry { settlement, source };
+            }
             Some(_) => {}
             None => {
-                self.waiting.insert(Arc::clone(&id), Entry { settlement, explicit });
+                self.waiting.insert(Arc::clone(&id), Entry { settlement, source });
                 self.order.push_back(id);
+                self.fresh += usize::from(source != Source::Repeated);
+                self.since.get_or_insert_with(Instant::now);
             }
         }
     }
@@ -132,9 +162,16 @@ impl State {
     fn pop(&mut self) -> Option<(String, Settlement)> {
         let id = self.order.pop_front()?;
         let entry = self.waiting.remove(&id)?;
+        self.fresh -= usize::from(entry.source != Source::Repeated);
+        if self.order.is_empty() {
+            self.since = None;
+        }
         Some((id.as_ref().to_owned(), entry.settlement))
     }
 }
+
+/// How long a settlement waits for others.
+const LINGER: Duration = Duration::from_millis(5);
 
 /// Settlements that wait to be written before reading stops.
 const MAX_WAITING: usize = 10 * MAX_SETTLED;
@@ -199,5 +236,39 @@ mod tests {
         assert_eq!(settlements.take(1000), Some((ids(&["1", "2"]), Settlement::Ack)));
         assert_eq!(settlements.take(1000), Some((ids(&["3"]), nack("no"))));
         assert_eq!(settlements.take(1000), None);
+    }
+
+    #[test]
+    fn what_is_said_waits_for_more_but_not_where_nothing_more_can_come() {
+        let settlements = Settlements::default();
+        assert_eq!(settlements.due(0), None);
+        settlements.settle(ids(&["1"]), &Settlement::Ack);
+        let at_once = settlements.due(1).unwrap();
+        assert_eq!(settlements.due(2), Some(at_once + LINGER));
+        settlements.settle(ids(&["2"]), &Settlement::Ack);
+        assert_eq!(settlements.due(2), Some(at_once));
+        settlements.take(1000);
+        assert_eq!(settlements.due(2), None);
+        // The copies of a replay come one behind the other.
+        settlements.repeat("1".into(), Settlement::Ack);
+        let at_once = settlements.due(1000).unwrap() - LINGER;
+        assert_eq!(settlements.due(0), Some(at_once + LINGER));
+        for n in 0..MAX_SETTLED {
+            settlements.repeat(n.to_string(), Settlement::Ack);
+        }
+        assert_eq!(settlements.due(0), Some(at_once));
+        while settlements.take(1 << 20).is_some() {}
+        assert_eq!((settlements.due(0), settlements.lock().fresh), (None, 0));
+    }
+
+    #[test]
+    fn a_word_of_the_application_does_not_wait_behind_repetitions() {
+        let settlements = Settlements::default();
+        settlements.repeat("1".into(), Settlement::Ack);
+        let later = settlements.due(1).unwrap();
+        settlements.settle(ids(&["1"]), &nack("no"));
+        assert_eq!(settlements.due(1), Some(later - LINGER));
+        assert_eq!(settlements.take(1000), Some((ids(&["1"]), nack("no"))));
+        assert_eq!(settlements.lock().fresh, 0);
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        self, Message,
         handshake::server::{Request, Response},
         protocol::CloseFrame,
     },
@@ -179,6 +179,16 @@ impl Peer {
                 Some(Err(_)) | None => return (requests, None),
             }
         }
+    }
+
+    /// The next frame, or the end.
+    pub(crate) async fn next(&mut self) -> Option<tungstenite::Result<Message>> {
+        self.ws.next().await
+    }
+
+    /// Sends, if the connection stands.
+    pub(crate) async fn try_send(&mut self, frame: Value) -> bool {
+        self.ws.send(Message::text(frame.to_string())).await.is_ok()
     }
 
     /// The next frame, whatever it is.

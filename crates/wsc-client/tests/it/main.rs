@@ -4,6 +4,8 @@
 
 mod events;
 mod hub;
+mod inbox;
 mod lifetime;
 mod reconnect;
+mod reliable;
 mod requests;
