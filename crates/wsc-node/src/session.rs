@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 use wsc_auth::Permissions;
 use wsc_protocol::{ClientId, ClientInfo, Priority, UserType};
-use wsc_transport::{Encoded, Member, Outbound, Sent, Settle, Slot};
+use wsc_transport::{Encoded, Member, Outbound, Sent, Settle, Slot, Terms};
 
 use crate::{rooms::Room, users::User};
 
@@ -185,8 +185,8 @@ impl Session {
         is_reliable: bool,
         track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>,
     ) -> Sent {
-        let _ = (priority, is_reliable);
-        self.outbound.deliver(frame, track)
+        let terms = if is_reliable { Terms::reliable(priority) } else { Terms::plain(priority) };
+        self.outbound.deliver_on(terms, frame, track)
     }
 
     /// Counts one more bad frame in a row.

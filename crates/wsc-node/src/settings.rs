@@ -20,10 +20,11 @@ pub(crate) fn transport(settings: &Settings) -> TransportConfig {
     config.ping_interval = settings.ping_interval;
     config.pong_timeout = settings.pong_timeout;
     config.queue_max_bytes = settings.queue.max_bytes.as_usize();
+    config.queue_total_bytes = settings.queue.total_bytes.as_usize();
     config.queue_policy = match settings.queue.policy {
         Policy::DropOldest => QueuePolicy::DropOldest,
         Policy::DropNewest => QueuePolicy::DropNewest,
-        // Spilling needs the inbox; the settings' check refuses it until then.
+        Policy::Spill => QueuePolicy::Spill,
         _ => QueuePolicy::Disconnect,
     };
     config.fanout_max_bytes = settings.rooms.max_pending_bytes.as_usize();
