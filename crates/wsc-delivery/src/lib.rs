@@ -1,4 +1,7 @@
-//! Whether a failed send is tried again, when, and how often in all.
+//! What becomes of messages that must arrive, and whether a failed send is tried again, when, and how often in all.
+//!
+//! A [`Mailbox`](mailbox::Mailbox) is the whole of what one user has coming, as a machine without a clock, a store or
+//! a socket: it is told what happened and says what is to be done. A [`SendResult`] is what a sender learns at the end.
 //!
 //! A [`RetryPolicy`] gives the [`Delays`] between the attempts at one message, and its [`RetryRules`] say from the
 //! reason of a failure whether another attempt makes sense (protocol §4). A [`RetryBudget`] bounds the retries of all
