@@ -516,6 +516,7 @@ async fn workers_come_and_go_with_the_settings() {
     held.permits.add_permits(1000);
     settle().await;
     resize(3);
+    settle().await;
     resize(0);
     settle().await;
     held.permits.forget_permits(usize::MAX);
