@@ -238,6 +238,7 @@ impl Connected {
             require_ack: envelope.require_ack,
             receipt: envelope.receipt,
             ttl: None,
+            max_retries: None,
             idempotency_key: envelope.idempotency_key.as_deref(),
         })
     }

@@ -27,6 +27,8 @@ pub(crate) struct Reliability<'m> {
     pub(crate) receipt: bool,
     /// Default `storage.message_ttl`, which it cannot exceed.
     pub(crate) ttl: Option<Duration>,
+    /// How often a plain message is tried again; default `max_retries`.
+    pub(crate) max_retries: Option<u32>,
     pub(crate) idempotency_key: Option<&'m str>,
 }
 
