@@ -128,7 +128,7 @@ async fn stress(policy: QueuePolicy) {
     assert_eq!(client.text().await, "joined");
     let outbound = hub.newest();
     let over = Arc::new(AtomicBool::new(false));
-    let tracked: Arc<Mutex<Vec<(String, bool, Arc<Tracked>)>>> = Arc::default();
+    let tracked = Arc::new(Mutex::new(Vec::<(String, bool, Arc<Tracked>)>::new()));
     let mut writers = Vec::new();
     for priority in PRIORITIES {
         for is_reliable in [false, true] {
@@ -222,6 +222,7 @@ async fn stress(policy: QueuePolicy) {
         assert_eq!(*told, [expected], "{name}");
         lost += usize::from(told[0].is_err() && !is_reliable && policy != QueuePolicy::Spill);
     }
+    assert!(hub.transport.stats().slow_consumers().iter().any(|(_, times)| *times > 100), "the reader was too fast");
     // Each message that nobody keeps was seen, or is in a gap: not one more, not one less.
     assert_eq!(missing, lost);
     drop(client);
