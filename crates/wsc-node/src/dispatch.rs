@@ -180,7 +180,7 @@ impl Connected {
         let room_id = request.room_id()?;
         self.permit_room(Permission::SendMessage, room_id, "you may not send to this room")?;
         let wish = self.wish(envelope)?;
-        let seat = self.session.joined.lock().find(room_id).cloned();
+        let seat = self.session.joined.lock().find_any(room_id).cloned();
         let Some(seat) = seat else {
             let exists = self.core.rooms.get(room_id).is_some();
             return Err(if exists { ErrorCode::NotInRoom.into() } else { ErrorCode::RoomNotFound.into() });

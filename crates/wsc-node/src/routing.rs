@@ -520,6 +520,8 @@ impl Core {
                 });
                 Ok((id, recipients))
             }
+            // It was deleted, and the sender is not in a new one of this id.
+            Err(PublishError::Closed) if self.rooms.get(room.id.as_str()).is_some() => Err(ErrorCode::NotInRoom.into()),
             Err(PublishError::Closed) => Err(ErrorCode::RoomNotFound.into()),
             Err(PublishError::Full) => {
                 self.failures.count(FailureReason::BroadcastFull, None, 1);
