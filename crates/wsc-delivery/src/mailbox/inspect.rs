@@ -71,3 +71,77 @@ impl Mailbox {
         self.flights.keys(|flight| flight.kind == Kind::Reliable).len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::{Effect, Input, Letter, MailboxConfig, Place, Transmission};
+
+    const CONN: Uuid = Uuid::from_u128(0xA);
+
+    fn letter(n: u128, kind: Kind) -> Letter {
+        Letter { id: Uuid::from_u128(n), kind, body: Bytes::from("hi"), expires_at: None, only: None }
+    }
+
+    struct Bench {
+        mailbox: Mailbox,
+        now: Millis,
+    }
+
+    impl Bench {
+        fn input(&mut self, input: Input) -> Vec<Effect> {
+            let mut effects = Vec::new();
+            self.mailbox.handle(self.now, &MailboxConfig::default(), input, &mut effects);
+            effects
+        }
+
+        /// Accepts, commits and transmits a letter.
+        fn send(&mut self, n: u128, kind: Kind, result: Transmission) {
+            let letter = letter(n, kind);
+            let id = letter.id;
+            self.input(Input::Accept(letter));
+            self.input(Input::Committed { id, place: Place(n as u64) });
+            self.input(Input::Transmitted { conn: CONN, id, result });
+        }
+
+        fn stages(&self) -> Vec<(u128, &'static str, u32, Option<Millis>)> {
+            let flights = self.mailbox.flights();
+            flights.map(|f| (f.id.as_u128(), f.waits_for.as_str(), f.attempt, f.due)).collect()
+        }
+    }
+
+    #[test]
+    fn letters_in_flight_say_what_they_wait_for() {
+        let mut bench = Bench { mailbox: Mailbox::new(), now: 1_000 };
+        bench.input(Input::Connected { conn: CONN, nothing_rests: true });
+        bench.send(2, Kind::Reliable, Transmission::Written);
+        bench.send(3, Kind::Reliable, Transmission::Queued);
+        bench.send(4, Kind::Plain, Transmission::Queued);
+        assert_eq!(
+            bench.stages(),
+            [(2, "ack", 1, Some(6_000)), (3, "transmission", 1, None), (4, "transmission", 1, None)]
+        );
+        assert_eq!(bench.mailbox.unacked(), 2);
+        bench.now = 6_000;
+        bench.input(Input::Wake);
+        assert_eq!(bench.stages()[0], (2, "next_attempt", 1, Some(8_000)));
+        assert!(bench.mailbox.flights().all(|flight| flight.connections == 1 && flight.body == "hi"));
+    }
+
+    #[test]
+    fn what_rests_is_tried_at_once_when_it_is_asked_for() {
+        let mut bench = Bench { mailbox: Mailbox::new(), now: 0 };
+        assert!(bench.input(Input::Retry).is_empty(), "nobody is there");
+        bench.input(Input::Connected { conn: CONN, nothing_rests: true });
+        // It finds no room, and rests for a minute.
+        bench.send(1, Kind::Reliable, Transmission::Full);
+        assert_eq!((bench.mailbox.in_flight(), bench.mailbox.next_wake()), (0, Some(60_000)));
+        bench.now = 10;
+        let effects = bench.input(Input::Retry);
+        assert!(matches!(effects[..], [Effect::Read { after: None, .. }]), "{effects:?}");
+        let letters = vec![(Place(1), letter(1, Kind::Reliable))];
+        let effects = bench.input(Input::Page { after: None, letters, has_more: false });
+        assert!(matches!(effects[..], [Effect::Moved { .. }, Effect::Transmit(_)]), "{effects:?}");
+        assert_eq!(bench.mailbox.next_wake(), None, "it does not come a second time");
+    }
+}
