@@ -75,6 +75,7 @@ impl Flood {
     /// Delivers until one is dropped.
     pub(crate) async fn deliver_until_dropped(&mut self, to: &Outbound) {
         while self.deliver(to) != Sent::Dropped {
+            assert!(self.sent.len() < 100_000, "everything is taken");
             tokio::task::yield_now().await;
         }
     }
