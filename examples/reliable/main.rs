@@ -18,7 +18,10 @@ use std::{
 use tokio::{net::TcpStream, sync::watch};
 use wsc_client::{Client, Event, Events, Outcome};
 use wsc_examples::{Error, next_delivery};
-use wsc_hub::{Hub, SendOptions, store::EmbeddedInbox};
+use wsc_hub::{
+    Hub, SendOptions,
+    store::{EmbeddedConfig, EmbeddedInbox},
+};
 
 /// Orders in all.
 const ORDERS: usize = 400;
@@ -26,7 +29,7 @@ const ORDERS: usize = 400;
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let directory = tempfile::tempdir()?;
-    let mut hub = start_hub(directory.path()).await?;
+    let mut hub = start_hub(directory.path())?;
     let address = hub.listen("127.0.0.1:0".parse()?)?;
     let url = format!("ws://{address}/ws");
 
@@ -99,8 +102,10 @@ async fn main() -> Result<(), Error> {
 }
 
 /// A hub whose inbox is in this directory.
-async fn start_hub(directory: &Path) -> Result<Hub, Error> {
-    let inbox = EmbeddedInbox::open(directory).await?;
+fn start_hub(directory: &Path) -> Result<Hub, Error> {
+    // Reads the file, which is small here; a program with a large one opens it on a thread that may block.
+    let (inbox, found) = EmbeddedInbox::open(directory, EmbeddedConfig::default())?;
+    println!("a hub starts, with {} message(s) in its inbox", found.messages);
     Ok(Hub::builder().inbox(Arc::new(inbox)).start()?)
 }
 
@@ -109,7 +114,7 @@ async fn restart(hub: Hub, directory: &Path, address: SocketAddr) -> Result<Hub,
     hub.shutdown().await;
     drop(hub);
     println!("the hub is gone");
-    let hub = start_hub(directory).await?;
+    let hub = start_hub(directory)?;
     hub.listen(address)?;
     println!("the hub is back");
     Ok(hub)
