@@ -19,7 +19,7 @@ struct Line {
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let hub = Hub::builder().start()?;
+    let hub = Hub::builder().start().await?;
     let url = format!("ws://{}/ws", hub.listen("127.0.0.1:0".parse()?)?);
 
     let (alice, mut alice_events) = Client::builder(&url).user_id("alice").connect().await?;

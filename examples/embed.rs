@@ -39,7 +39,7 @@ async fn divide(context: Context, division: Division) -> Result<Quotient, ErrorR
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let hub = Hub::builder().on("divide", divide).start()?;
+    let hub = Hub::builder().on("divide", divide).start().await?;
     let app = Router::new().route("/hello", get(async || "hello from the application")).merge(hub.router());
 
     let port = if is_self_test() { 0 } else { 8080 };

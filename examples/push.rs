@@ -13,7 +13,7 @@ use wsc_hub::{FailureReason, Hub, Outcome, RoomOptions};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let hub = Hub::builder().start()?;
+    let hub = Hub::builder().start().await?;
     let address = hub.listen("127.0.0.1:0".parse()?)?;
     hub.events().register_sync("user.*".parse()?, |event| println!("event: {event:?}"));
 
@@ -21,14 +21,14 @@ async fn main() -> Result<(), Error> {
     let (_, mut alice) = Client::builder(format!("ws://{address}/ws")).user_id("alice").connect().await?;
 
     // To a user, on all devices.
-    let receipt = hub.send_to_user("alice", json!({"order": 7, "state": "shipped"}))?;
+    let receipt = hub.send_to_user("alice", json!({"order": 7, "state": "shipped"})).await?;
     println!("{} was {}", receipt.id, receipt.fate.outcome.as_str());
     assert_eq!(receipt.fate.outcome, Outcome::Sent);
     let message = next_delivery(&mut alice).await?;
     assert_eq!(message.content::<Value>()?["order"], 7);
 
     // To somebody who is away: it fails at once, and says why.
-    let receipt = hub.send_to_user("bob", "are you there?")?;
+    let receipt = hub.send_to_user("bob", "are you there?").await?;
     println!("bob: {} because {:?}", receipt.fate.outcome.as_str(), receipt.fate.reason);
     assert_eq!(receipt.fate.reason, Some(FailureReason::UserOffline));
 
@@ -36,7 +36,7 @@ async fn main() -> Result<(), Error> {
     hub.create_room("orders", RoomOptions::default())?;
     hub.join_room("orders", "alice")?;
     assert!(matches!(alice.next().await, Some(Event::Room(RoomNotice::Added { .. }))));
-    let (id, members) = hub.send_to_room("orders", "new prices")?;
+    let (id, members) = hub.send_to_room("orders", "new prices").await?;
     println!("{id} went to {members} member(s)");
     let message = next_delivery(&mut alice).await?;
     assert_eq!((message.room_id(), message.content::<String>()?.as_str()), (Some("orders"), "new prices"));

@@ -1,4 +1,7 @@
-//! Whether a failed send is tried again, when, and how often in all.
+//! What becomes of messages that must arrive, and whether a failed send is tried again, when, and how often in all.
+//!
+//! A [`Mailbox`](mailbox::Mailbox) is the whole of what one user has coming, as a machine without a clock, a store or
+//! a socket: it is told what happened and says what is to be done. A [`SendResult`] is what a sender learns at the end.
 //!
 //! A [`RetryPolicy`] gives the [`Delays`] between the attempts at one message, and its [`RetryRules`] say from the
 //! reason of a failure whether another attempt makes sense (protocol §4). A [`RetryBudget`] bounds the retries of all
@@ -28,10 +31,12 @@ mod budget;
 mod delays;
 pub mod mailbox;
 mod policy;
+mod result;
 mod rng;
 mod rules;
 
 pub use budget::{InvalidBudget, RetryBudget};
 pub use delays::Delays;
 pub use policy::{InvalidPolicy, RetryConfig, RetryPolicy};
+pub use result::{SendAttempt, SendResult};
 pub use rules::{InvalidRules, Retry, RetryRules};

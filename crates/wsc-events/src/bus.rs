@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::RwLock;
@@ -13,7 +13,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_protocol::{Event, EventType};
 
 use crate::{
-    EventFilter, EventObserver, EventStats, SubscriptionId, SubscriptionStats, observer::Observer, stats::Counters,
+    EventFilter, EventObserver, EventStats, ObserverRun, Published, SubscriptionId, SubscriptionStats,
+    observer::Observer,
+    stats::{Counters, Meter},
     subscriber::Subscriber,
 };
 
@@ -46,7 +48,7 @@ struct Shared {
     /// The types that somebody listens to, so that a publisher need not take the lock to learn that nobody does.
     wanted: AtomicU64,
     list: RwLock<List>,
-    counters: Arc<Counters>,
+    meter: Arc<Meter>,
     next_id: AtomicU64,
     /// Owns every observer's task.
     tasks: TaskTracker,
@@ -76,6 +78,13 @@ impl EventBus {
         Self { shared: Arc::new(Shared { config, ..Shared::default() }) }
     }
 
+    /// A bus without observers that tells `observe` about every run of an observer that ended. It runs on the tasks of
+    /// the observers, so it must be quick; a panic in it is caught.
+    pub fn observed(config: EventBusConfig, observe: impl Fn(ObserverRun) + Send + Sync + 'static) -> Self {
+        let meter = Arc::new(Meter::observed(Box::new(observe)));
+        Self { shared: Arc::new(Shared { config, meter, ..Shared::default() }) }
+    }
+
     /// Has `observer` told about the events of `filter` from now on.
     ///
     /// After a [`shutdown`](Self::shutdown) nothing comes any more.
@@ -95,11 +104,19 @@ impl EventBus {
     /// # Panics
     ///
     /// Panics outside a Tokio runtime: the observer's task is spawned here.
-    pub fn register_sync(&self, filter: EventFilter, observer: impl FnMut(&Event) + Send + 'static) -> SubscriptionId {
+    pub fn register_sync(
+        &self,
+        filter: EventFilter,
+        mut observer: impl FnMut(&Event) + Send + 'static,
+    ) -> SubscriptionId {
+        let observer = move |event: &Event| {
+            observer(event);
+            Ok(())
+        };
         self.add(filter, Observer::Sync(Box::new(observer)))
     }
 
-    fn add(&self, filter: EventFilter, observer: Observer) -> SubscriptionId {
+    pub(crate) fn add(&self, filter: EventFilter, observer: Observer) -> SubscriptionId {
         let shared = &*self.shared;
         let id = SubscriptionId(shared.next_id.fetch_add(1, Ordering::Relaxed));
         let mut list = shared.list.write();
@@ -111,7 +128,7 @@ impl EventBus {
             filter,
             observer,
             shared.config.queue.max(1),
-            Arc::clone(&shared.counters),
+            Arc::clone(&shared.meter),
             shared.kill.clone(),
         );
         shared.tasks.spawn(task);
@@ -155,23 +172,27 @@ impl EventBus {
         if !self.wants(event_type) {
             return;
         }
-        let event = Arc::new(event);
+        let published = Arc::new(Published { timestamp: unix_ms(), event });
         let list = self.shared.list.read();
         for subscriber in list.subscribers.iter().filter(|s| s.filter.matches(event_type)) {
-            if !subscriber.offer(&event) {
-                self.shared.counters.dropped(event_type);
+            if !subscriber.offer(&published) {
+                self.counters().dropped(event_type);
             }
         }
     }
 
     /// What became of the events so far, one entry for each type, in declaration order.
     pub fn stats(&self) -> Vec<EventStats> {
-        self.shared.counters.snapshot()
+        self.counters().snapshot()
     }
 
     /// The observers of this moment, oldest first.
     pub fn subscriptions(&self) -> Vec<SubscriptionStats> {
         self.shared.list.read().subscribers.iter().map(Subscriber::stats).collect()
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.shared.meter.counters
     }
 
     /// Takes no more events, lets observers work off their queues for at most
@@ -211,4 +232,9 @@ impl Shared {
         let wanted = list.subscribers.iter().fold(EventFilter::NONE, |all, s| all.or(s.filter));
         self.wanted.store(wanted.bits(), Ordering::Relaxed);
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

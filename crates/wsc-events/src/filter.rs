@@ -1,6 +1,6 @@
 //! Which events an observer is told about.
 
-use std::{fmt, str::FromStr};
+use std::{convert::Infallible, fmt, str::FromStr};
 
 use wsc_protocol::EventType;
 
@@ -95,6 +95,14 @@ impl FromStr for EventFilter {
     }
 }
 
+impl TryFrom<&str> for EventFilter {
+    type Error = UnknownEvent;
+
+    fn try_from(text: &str) -> Result<Self, UnknownEvent> {
+        text.parse()
+    }
+}
+
 impl fmt::Debug for EventFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Self::ALL { f.write_str("[*]") } else { f.debug_list().entries(self.types()).finish() }
@@ -106,6 +114,13 @@ impl fmt::Debug for EventFilter {
 #[error("{text:?} names no event (names, groups such as `failure.*`, and `*` do)")]
 pub struct UnknownEvent {
     text: String,
+}
+
+/// An event type always names an event, so that what takes types and texts alike has one error.
+impl From<Infallible> for UnknownEvent {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 #[cfg(test)]

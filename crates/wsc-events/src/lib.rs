@@ -6,6 +6,9 @@
 //! else. Where its queue is full, events are dropped and counted. While nobody listens to a type, publishing it costs
 //! one load ([`EventBus::wants`]) and nothing is built.
 //!
+//! [`CallbackManager`] is the same bus under the names of go-wsc. An [`EventRing`] is no part of the bus: it keeps, in a
+//! fixed space, what happened on each connection lately, for whoever asks why one behaves as it does.
+//!
 //! It deliberately does not know what causes events or what observers do with them. Observers watch: nothing they do
 //! changes the outcome of a message.
 //!
@@ -39,8 +42,13 @@ mod observer;
 mod stats;
 mod subscriber;
 
+mod callback;
+mod ring;
+
 pub use bus::{EventBus, EventBusConfig, Shutdown};
+pub use callback::{CallbackDebug, CallbackId, CallbackManager, CallbackOutcome, DebugInfo, EventDebug, RunsDebug};
 pub use filter::{EventFilter, UnknownEvent};
-pub use observer::EventObserver;
-pub use stats::{EventStats, SubscriptionStats};
+pub use observer::{EventObserver, Published};
+pub use ring::{ConnectionEvent, EventRing, EventRingConfig, RingEntry, TooManyTraces};
+pub use stats::{EventStats, ObserverRun, SubscriptionStats};
 pub use subscriber::SubscriptionId;

@@ -6,15 +6,18 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use wsc_protocol::Event;
 
-use crate::{EventFilter, SubscriptionStats, observer::Observer, stats::Counters};
+use crate::{
+    EventFilter, ObserverRun, Published, SubscriptionStats,
+    observer::Observer,
+    stats::{Meter, nanos},
+};
 
 /// Names one registration for as long as the bus lives; ids are not reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,7 +28,7 @@ pub struct SubscriptionId(pub(crate) u64);
 pub(crate) struct Subscriber {
     pub(crate) id: SubscriptionId,
     pub(crate) filter: EventFilter,
-    queue: mpsc::Sender<Arc<Event>>,
+    queue: mpsc::Sender<Arc<Published>>,
     shared: Arc<Shared>,
 }
 
@@ -36,6 +39,7 @@ struct Shared {
     executions: AtomicU64,
     errors: AtomicU64,
     drops: AtomicU64,
+    nanos: AtomicU64,
 }
 
 impl Subscriber {
@@ -45,17 +49,17 @@ impl Subscriber {
         filter: EventFilter,
         observer: Observer,
         queue: usize,
-        counters: Arc<Counters>,
+        meter: Arc<Meter>,
         kill: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, receiver) = mpsc::channel(queue);
         let shared = Arc::new(Shared::default());
-        let worker = Worker { observer, shared: Arc::clone(&shared), counters };
+        let worker = Worker { observer, shared: Arc::clone(&shared), meter };
         (Self { id, filter, queue: sender, shared }, worker.run(receiver, kill))
     }
 
     /// Queues the event. False where there was no room: it is counted as dropped.
-    pub(crate) fn offer(&self, event: &Arc<Event>) -> bool {
+    pub(crate) fn offer(&self, event: &Arc<Published>) -> bool {
         let taken = self.queue.try_send(Arc::clone(event)).is_ok();
         if !taken {
             self.shared.drops.fetch_add(1, Ordering::Relaxed);
@@ -76,6 +80,7 @@ impl Subscriber {
             executions: self.shared.executions.load(Ordering::Relaxed),
             errors: self.shared.errors.load(Ordering::Relaxed),
             drops: self.shared.drops.load(Ordering::Relaxed),
+            duration: Duration::from_nanos(self.shared.nanos.load(Ordering::Relaxed)),
         }
     }
 }
@@ -105,18 +110,18 @@ impl Turn {
 struct Worker {
     observer: Observer,
     shared: Arc<Shared>,
-    counters: Arc<Counters>,
+    meter: Arc<Meter>,
 }
 
 impl Worker {
-    async fn run(mut self, mut queue: mpsc::Receiver<Arc<Event>>, kill: CancellationToken) {
-        while let Some(event) = queue.recv().await {
-            let event_type = event.event_type();
+    async fn run(mut self, mut queue: mpsc::Receiver<Arc<Published>>, kill: CancellationToken) {
+        while let Some(published) = queue.recv().await {
+            let event_type = published.event.event_type();
             if !self.shared.turn.begin() {
                 return;
             }
             let started = Instant::now();
-            let run = AssertUnwindSafe(self.observer.call(&event)).catch_unwind();
+            let run = AssertUnwindSafe(self.observer.call(&published)).catch_unwind();
             // The observer first: one that is done at once is run even while the bus goes down.
             let outcome = tokio::select! {
                 biased;
@@ -125,25 +130,33 @@ impl Worker {
             };
             self.shared.turn.finish();
             let Some(outcome) = outcome else {
-                self.give_up(&event, &mut queue);
+                self.give_up(&published, &mut queue);
                 return;
             };
-            let panicked = outcome.is_err();
-            self.counters.ran(event_type, started.elapsed(), panicked);
+            let run = ObserverRun { event_type, duration: started.elapsed(), is_error: !matches!(outcome, Ok(Ok(()))) };
             self.shared.executions.fetch_add(1, Ordering::Relaxed);
-            self.shared.errors.fetch_add(panicked.into(), Ordering::Relaxed);
-            if let Err(panic) = outcome {
-                tracing::error!(event = event_type.as_str(), panic = panic_text(&*panic), "an event observer panicked");
+            self.shared.errors.fetch_add(run.is_error.into(), Ordering::Relaxed);
+            self.shared.nanos.fetch_add(nanos(run.duration), Ordering::Relaxed);
+            self.meter.ran(run);
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(event = event_type.as_str(), error, "an event observer failed");
+                }
+                Err(panic) => {
+                    let panic = panic_text(&*panic);
+                    tracing::error!(event = event_type.as_str(), panic, "an event observer panicked");
+                }
             }
         }
     }
 
     /// The bus waits no longer: what was begun and what still waits is dropped.
-    fn give_up(&self, running: &Event, queue: &mut mpsc::Receiver<Arc<Event>>) {
-        self.counters.dropped(running.event_type());
+    fn give_up(&self, running: &Published, queue: &mut mpsc::Receiver<Arc<Published>>) {
+        self.meter.counters.dropped(running.event.event_type());
         let mut dropped = 1;
-        while let Ok(event) = queue.try_recv() {
-            self.counters.dropped(event.event_type());
+        while let Ok(published) = queue.try_recv() {
+            self.meter.counters.dropped(published.event.event_type());
             dropped += 1;
         }
         self.shared.drops.fetch_add(dropped, Ordering::Relaxed);

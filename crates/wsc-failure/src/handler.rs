@@ -1,4 +1,4 @@
-//! The five handlers.
+//! The handlers: five, one for each kind of failure, and one that sees all of them.
 //!
 //! All are called by the router's workers, several at a time, in no promised order. A call that outlasts
 //! [`timeout`](crate::FailureRouterConfig::timeout) is dropped at its next await point, a panic is caught; both are
@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use wsc_protocol::{ClientId, FailureReason, HubMessage, Id};
 
-use crate::{QueueType, TimeoutType};
+use crate::{FailureEvent, QueueType, TimeoutType};
 
 /// The general handler: for failures of no special kind, and for those of a kind that has no handler of its own.
 #[async_trait]
@@ -79,6 +79,20 @@ pub trait TimeoutHandler: Send + Sync + 'static {
     );
 }
 
+/// For every failure, whatever its kind, with all that is known of it.
+///
+/// Unlike the five it takes nobody's place: whether one is there changes nothing about which others are called. So it
+/// is what the built-in handlers are.
+#[async_trait]
+pub trait AnyFailureHandler: Send + Sync + 'static {
+    /// A message did not arrive.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped when the time limit is over.
+    async fn handle_failure(&self, failure: &FailureEvent);
+}
+
 /// One handler may be added for several kinds, shared.
 macro_rules! shared_handlers {
     ($($name:ident :: $method:ident ( $($arg:ident : $type:ty),* );)*) => {$(
@@ -96,5 +110,6 @@ shared_handlers! {
     QueueFullHandler::handle_queue_full(m: &Arc<HubMessage>, recipient: &Id, queue: QueueType, error: &str);
     UserOfflineHandler::handle_user_offline(m: &Arc<HubMessage>, user_id: &Id, error: &str);
     ConnectionErrorHandler::handle_connection_error(m: &Arc<HubMessage>, recipient: &Id, client_id: Option<&ClientId>, error: &str);
+    AnyFailureHandler::handle_failure(failure: &FailureEvent);
     TimeoutHandler::handle_timeout(m: &Arc<HubMessage>, recipient: &Id, timeout: TimeoutType, duration: Duration, error: &str);
 }

@@ -4,7 +4,21 @@
 //! [`FailureHandlerRegistry`]. The node hands every failure to the [`FailureRouter`], which counts it, keeps a short
 //! record of it and has the handlers called by a bounded pool of workers: with a time limit, a panic in one hurting
 //! nobody, and never on the path that messages take. [`SendFailureHandler`]s are the general ones: they are also
-//! called for a failure that no handler of its own kind is there for. [`LoggingHandler`] is built in.
+//! called for a failure that no handler of its own kind is there for. An [`AnyFailureHandler`] sees every failure and
+//! takes nobody's place.
+//!
+//! Built in, each an [`AnyFailureHandler`]:
+//!
+//! | handler | what it does |
+//! |---|---|
+//! | [`LoggingHandler`] | one log line for each failure |
+//! | [`AlertHandler`] | one alert when too many failures of a kind fall within a time |
+//! | [`StoreHandler`] | gives the message to a [`FailureSink`], such as an inbox, behind a [`Breaker`] |
+//! | [`BatchingHandler`] | hands failures on in batches, behind a [`Breaker`] |
+//! | [`ReconnectTracker`] | remembers whose connections fail, and how fast they come back |
+//!
+//! There is none for metrics: a handler would miss what its pool has no room for. The router counts every failure
+//! ([`FailureRouter::stats`]) and tells an observer about every call ([`FailureRouter::observed`]).
 //!
 //! It deliberately does not know who failed to send, whether the send was tried again, or where a message rests:
 //! a failure comes here when it is final.
@@ -43,14 +57,30 @@
 
 mod event;
 mod handler;
-mod logging;
 mod registry;
 mod router;
 mod stats;
 
+mod breaker;
+mod sink;
+
+mod alert;
+mod batching;
+mod logging;
+mod reconnect;
+mod store;
+
+pub use alert::{AlertConfig, AlertHandler, AlertSink, FailureAlert};
+pub use batching::{BatchConfig, BatchStats, BatchingHandler};
+pub use breaker::{Breaker, BreakerConfig, BreakerError, BreakerState, Permit};
 pub use event::{FailureEvent, FailureRecord, QueueType, TimeoutType};
-pub use handler::{ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler};
+pub use handler::{
+    AnyFailureHandler, ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler,
+};
 pub use logging::LoggingHandler;
-pub use registry::{FailureHandlerRegistry, HandlerId};
+pub use reconnect::{ReconnectStats, ReconnectTracker};
+pub use registry::{FailureHandlerRegistry, HandlerId, HandlerType};
 pub use router::{FailureRouter, FailureRouterConfig, Routed, Shutdown};
-pub use stats::{FailureStats, HandlerStats};
+pub use sink::{BatchSink, FailureSink, SinkError};
+pub use stats::{CallEnd, FailureStats, HandlerCall, HandlerStats};
+pub use store::{StoreHandler, StoreStats};

@@ -1,4 +1,4 @@
-//! The built-in handler: one log line for each failure.
+//! One log line for each failure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use wsc_protocol::{ClientId, FailureKind, FailureReason, HubMessage, Id};
 
 use crate::{
-    ConnectionErrorHandler, FailureHandlerRegistry, HandlerId, QueueFullHandler, QueueType, SendFailureHandler,
-    TimeoutHandler, TimeoutType, UserOfflineHandler,
+    AnyFailureHandler, ConnectionErrorHandler, FailureEvent, FailureHandlerRegistry, HandlerId, QueueFullHandler,
+    QueueType, SendFailureHandler, TimeoutHandler, TimeoutType, UserOfflineHandler,
 };
 
 /// Writes every failure to the log, at level `warn`, with the fields `type`, `message_id`, `user_id` and `error`.
@@ -16,15 +16,27 @@ use crate::{
 pub struct LoggingHandler;
 
 impl LoggingHandler {
-    /// Adds it for every kind, so that each failure is logged once, whatever other handlers there are.
-    pub fn add_to(registry: &FailureHandlerRegistry) -> [HandlerId; 5] {
-        [
-            registry.add_send_failure_handler(Self),
-            registry.add_queue_full_handler(Self),
-            registry.add_user_offline_handler(Self),
-            registry.add_connection_error_handler(Self),
-            registry.add_timeout_handler(Self),
-        ]
+    /// Adds it for every failure: each is logged once, and which other handlers are called stays as it is.
+    pub fn add_to(registry: &FailureHandlerRegistry) -> HandlerId {
+        registry.add_any_failure_handler(Self)
+    }
+}
+
+#[async_trait]
+impl AnyFailureHandler for LoggingHandler {
+    async fn handle_failure(&self, failure: &FailureEvent) {
+        let FailureEvent { message, recipient, reason, error, .. } = failure;
+        match (reason.kind(), QueueType::of(*reason), TimeoutType::of(*reason)) {
+            (FailureKind::QueueFull, Some(queue), _) => self.handle_queue_full(message, recipient, queue, error).await,
+            (FailureKind::Timeout, _, Some(timeout)) => {
+                self.handle_timeout(message, recipient, timeout, failure.duration, error).await;
+            }
+            (FailureKind::UserOffline, ..) => self.handle_user_offline(message, recipient, error).await,
+            (FailureKind::ConnectionError, ..) => {
+                self.handle_connection_error(message, recipient, failure.client_id.as_ref(), error).await;
+            }
+            _ => self.handle_send_failure(message, recipient, *reason, error).await,
+        }
     }
 }
 

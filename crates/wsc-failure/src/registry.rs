@@ -11,7 +11,9 @@ use std::{
 use parking_lot::RwLock;
 use wsc_protocol::FailureKind;
 
-use crate::{ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler};
+use crate::{
+    AnyFailureHandler, ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler,
+};
 
 /// Names one added handler; ids are not reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,6 +39,7 @@ pub(crate) struct Handlers {
     pub(crate) user_offline: List<dyn UserOfflineHandler>,
     pub(crate) connection_error: List<dyn ConnectionErrorHandler>,
     pub(crate) timeout: List<dyn TimeoutHandler>,
+    pub(crate) any: List<dyn AnyFailureHandler>,
 }
 
 impl FailureHandlerRegistry {
@@ -70,26 +73,65 @@ impl FailureHandlerRegistry {
         self.change(|handlers, id| handlers.timeout.add(id, Arc::new(handler)))
     }
 
-    /// Removes a handler of any kind. False where it was not, or no longer, there.
+    /// Adds a handler for every failure. It is called beside the others and takes the place of none.
+    pub fn add_any_failure_handler(&self, handler: impl AnyFailureHandler) -> HandlerId {
+        self.change(|handlers, id| handlers.any.add(id, Arc::new(handler)))
+    }
+
+    /// Removes a handler of whatever kind. False where it was not, or no longer, there.
     ///
     /// Failures that a worker takes up after this has returned do not reach it; one that was taken up before may.
     pub fn remove(&self, id: HandlerId) -> bool {
-        let mut current = self.shared.handlers.write();
-        let mut handlers = Handlers::clone(&current);
-        let removed = handlers.send_failure.remove(id)
-            || handlers.queue_full.remove(id)
-            || handlers.user_offline.remove(id)
-            || handlers.connection_error.remove(id)
-            || handlers.timeout.remove(id);
-        if removed {
-            *current = Arc::new(handlers);
-        }
-        removed
+        self.take(|handlers| {
+            handlers.send_failure.remove(id)
+                || handlers.queue_full.remove(id)
+                || handlers.user_offline.remove(id)
+                || handlers.connection_error.remove(id)
+                || handlers.timeout.remove(id)
+                || handlers.any.remove(id)
+        })
     }
 
-    /// How many handlers a kind has; [`FailureKind::Other`] counts the general ones.
-    pub fn count(&self, kind: FailureKind) -> usize {
-        self.current().count(kind)
+    /// Removes a general handler. False where it was not there, also for the id of another kind; otherwise as
+    /// [`remove`](Self::remove).
+    pub fn remove_send_failure_handler(&self, id: HandlerId) -> bool {
+        self.take(|handlers| handlers.send_failure.remove(id))
+    }
+
+    /// Removes a handler for full queues. False where it was not there, also for the id of another kind; otherwise
+    /// as [`remove`](Self::remove).
+    pub fn remove_queue_full_handler(&self, id: HandlerId) -> bool {
+        self.take(|handlers| handlers.queue_full.remove(id))
+    }
+
+    /// Removes a handler for users who are away. False where it was not there, also for the id of another kind;
+    /// otherwise as [`remove`](Self::remove).
+    pub fn remove_user_offline_handler(&self, id: HandlerId) -> bool {
+        self.take(|handlers| handlers.user_offline.remove(id))
+    }
+
+    /// Removes a handler for failed connections. False where it was not there, also for the id of another kind;
+    /// otherwise as [`remove`](Self::remove).
+    pub fn remove_connection_error_handler(&self, id: HandlerId) -> bool {
+        self.take(|handlers| handlers.connection_error.remove(id))
+    }
+
+    /// Removes a handler for timeouts. False where it was not there, also for the id of another kind; otherwise as
+    /// [`remove`](Self::remove).
+    pub fn remove_timeout_handler(&self, id: HandlerId) -> bool {
+        self.take(|handlers| handlers.timeout.remove(id))
+    }
+
+    /// Removes a handler for every failure. False where it was not there, also for the id of another kind; otherwise
+    /// as [`remove`](Self::remove).
+    pub fn remove_any_failure_handler(&self, id: HandlerId) -> bool {
+        self.take(|handlers| handlers.any.remove(id))
+    }
+
+    /// How many handlers a type has. A [`FailureKind`] names the type that is there for it;
+    /// [`FailureKind::Other`] the general one.
+    pub fn count(&self, handler_type: impl Into<HandlerType>) -> usize {
+        self.current().count(handler_type.into())
     }
 
     pub(crate) fn current(&self) -> Arc<Handlers> {
@@ -102,28 +144,94 @@ impl FailureHandlerRegistry {
         add(Arc::make_mut(&mut current), id);
         id
     }
+
+    fn take(&self, remove: impl FnOnce(&mut Handlers) -> bool) -> bool {
+        let mut current = self.shared.handlers.write();
+        let mut handlers = Handlers::clone(&current);
+        let removed = remove(&mut handlers);
+        if removed {
+            *current = Arc::new(handlers);
+        }
+        removed
+    }
+}
+
+/// Which of the six handler traits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each is the trait of its name")]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum HandlerType {
+    SendFailure,
+    QueueFull,
+    UserOffline,
+    ConnectionError,
+    Timeout,
+    AnyFailure,
+}
+
+impl HandlerType {
+    /// Every type, in declaration order: `ALL[t as usize] == t`.
+    pub const ALL: [Self; 6] =
+        [Self::SendFailure, Self::QueueFull, Self::UserOffline, Self::ConnectionError, Self::Timeout, Self::AnyFailure];
+
+    /// The name in metrics (`handler_type`).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SendFailure => "send_failure",
+            Self::QueueFull => "queue_full",
+            Self::UserOffline => "user_offline",
+            Self::ConnectionError => "connection_error",
+            Self::Timeout => "timeout",
+            Self::AnyFailure => "any_failure",
+        }
+    }
+}
+
+impl From<FailureKind> for HandlerType {
+    fn from(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::QueueFull => Self::QueueFull,
+            FailureKind::UserOffline => Self::UserOffline,
+            FailureKind::ConnectionError => Self::ConnectionError,
+            FailureKind::Timeout => Self::Timeout,
+            FailureKind::Other => Self::SendFailure,
+        }
+    }
+}
+
+impl fmt::Display for HandlerType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl Handlers {
-    fn count(&self, kind: FailureKind) -> usize {
-        match kind {
-            FailureKind::QueueFull => self.queue_full.len(),
-            FailureKind::UserOffline => self.user_offline.len(),
-            FailureKind::ConnectionError => self.connection_error.len(),
-            FailureKind::Timeout => self.timeout.len(),
-            FailureKind::Other => self.send_failure.len(),
+    fn count(&self, handler_type: HandlerType) -> usize {
+        match handler_type {
+            HandlerType::SendFailure => self.send_failure.len(),
+            HandlerType::QueueFull => self.queue_full.len(),
+            HandlerType::UserOffline => self.user_offline.len(),
+            HandlerType::ConnectionError => self.connection_error.len(),
+            HandlerType::Timeout => self.timeout.len(),
+            HandlerType::AnyFailure => self.any.len(),
         }
     }
 
-    /// Which handlers are called for a failure of this kind: its own, else the general ones, else none.
-    pub(crate) fn responsible(&self, kind: FailureKind) -> Option<FailureKind> {
-        [kind, FailureKind::Other].into_iter().find(|&k| self.count(k) > 0)
+    /// Which of the five types is called for a failure of this kind: its own, else the general one, else none.
+    pub(crate) fn responsible(&self, kind: FailureKind) -> Option<HandlerType> {
+        [kind.into(), HandlerType::SendFailure].into_iter().find(|&t| self.count(t) > 0)
+    }
+
+    /// Whether anybody is called for a failure of this kind.
+    pub(crate) fn is_handled(&self, kind: FailureKind) -> bool {
+        self.count(HandlerType::AnyFailure) > 0 || self.responsible(kind).is_some()
     }
 }
 
 impl fmt::Debug for Handlers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(FailureKind::ALL.map(|kind| (kind, self.count(kind)))).finish()
+        f.debug_map().entries(HandlerType::ALL.map(|t| (t, self.count(t)))).finish()
     }
 }
 

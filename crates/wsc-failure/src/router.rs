@@ -1,21 +1,35 @@
 //! From a failure to its handlers.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{FutureExt, future};
 use parking_lot::{Mutex, RwLock};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wsc_protocol::{FailureKind, FailureReason, UserType};
+use wsc_protocol::{FailureReason, UserType};
 
 use crate::{
-    FailureEvent, FailureHandlerRegistry, FailureRecord, FailureStats, QueueType, TimeoutType,
+    FailureEvent, FailureHandlerRegistry, FailureRecord, FailureStats, HandlerCall, HandlerType, QueueType,
+    TimeoutType,
     registry::Handlers,
     stats::{CallEnd, Counters},
 };
 
-/// How a router behaves.
-#[derive(Clone, Debug)]
+/// How a router behaves. All of it can be [changed](FailureRouter::reconfigure) while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FailureRouterConfig {
     /// How many failures are handled at a time. Default 4, at least 1.
@@ -72,20 +86,33 @@ pub struct FailureRouter {
 
 #[derive(Debug)]
 struct Shared {
-    /// Taken at shutdown: without a sender the workers end once the queue is empty.
-    queue: RwLock<Option<mpsc::Sender<FailureEvent>>>,
+    /// Taken at shutdown: without a sender the workers end once the queue is empty. Its bound is the pool's count of
+    /// what waits, because a channel's own could not be changed.
+    queue: RwLock<Option<mpsc::UnboundedSender<FailureEvent>>>,
+    receiver: Receiver,
     recent: Mutex<VecDeque<FailureRecord>>,
+    /// What the workers look at before they take up the next failure.
+    config: watch::Sender<FailureRouterConfig>,
     pool: Arc<Pool>,
+    runtime: Handle,
     tasks: TaskTracker,
     kill: CancellationToken,
 }
 
+/// A Tokio lock, because a worker holds it while it waits for the next failure; that is how they take turns.
+type Receiver = Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<FailureEvent>>>;
+
+type Observe = Box<dyn Fn(HandlerCall) + Send + Sync>;
+
 /// What the workers need. Not the queue's sender, so that they end with the last clone of the router.
-#[derive(Debug)]
 struct Pool {
-    config: FailureRouterConfig,
     registry: FailureHandlerRegistry,
     counters: Counters,
+    observe: Option<Observe>,
+    /// Failures that wait for a worker.
+    queued: AtomicUsize,
+    /// Workers that have not decided to end.
+    workers: Mutex<usize>,
 }
 
 impl FailureRouter {
@@ -95,15 +122,43 @@ impl FailureRouter {
     ///
     /// Panics outside a Tokio runtime: the workers are spawned here.
     pub fn new(registry: FailureHandlerRegistry, config: FailureRouterConfig) -> Self {
-        let (sender, receiver) = mpsc::channel(config.queue.max(1));
-        // A Tokio lock, because a worker holds it while it waits for the next failure; that is how they take turns.
-        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
-        let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
-        let pool = Arc::new(Pool { config, registry, counters: Counters::default() });
-        for _ in 0..pool.config.workers.max(1) {
-            tasks.spawn(Arc::clone(&pool).work(Arc::clone(&receiver), kill.clone()));
-        }
-        let shared = Shared { queue: RwLock::new(Some(sender)), recent: Mutex::default(), pool, tasks, kill };
+        Self::start(registry, config, None)
+    }
+
+    /// As [`new`](Self::new), and tells `observe` about every call of a handler that ended. It runs on the workers, so
+    /// it must be quick; a panic in it is caught.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a Tokio runtime: the workers are spawned here.
+    pub fn observed(
+        registry: FailureHandlerRegistry,
+        config: FailureRouterConfig,
+        observe: impl Fn(HandlerCall) + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(registry, config, Some(Box::new(observe)))
+    }
+
+    fn start(registry: FailureHandlerRegistry, config: FailureRouterConfig, observe: Option<Observe>) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let pool = Pool {
+            registry,
+            counters: Counters::default(),
+            observe,
+            queued: AtomicUsize::new(0),
+            workers: Mutex::new(0),
+        };
+        let shared = Shared {
+            queue: RwLock::new(Some(sender)),
+            receiver: Arc::new(tokio::sync::Mutex::new(receiver)),
+            recent: Mutex::default(),
+            config: watch::Sender::new(config),
+            pool: Arc::new(pool),
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+            kill: CancellationToken::new(),
+        };
+        shared.spawn_missing();
         Self { shared: Arc::new(shared) }
     }
 
@@ -112,12 +167,16 @@ impl FailureRouter {
         let shared = &*self.shared;
         let pool = &*shared.pool;
         pool.counters.failed(event.reason, event.user_type, 1);
-        shared.remember(&event);
-        if pool.registry.current().responsible(event.reason.kind()).is_none() {
+        let (queue_limit, recent_limit) = {
+            let config = shared.config.borrow();
+            (config.queue.max(1), config.recent)
+        };
+        shared.remember(&event, recent_limit);
+        if !pool.registry.current().is_handled(event.reason.kind()) {
             return Routed::NoHandler;
         }
         let queue = shared.queue.read();
-        if queue.as_ref().is_some_and(|queue| queue.try_send(event).is_ok()) {
+        if queue.as_ref().is_some_and(|queue| pool.enter_queue(queue_limit) && queue.send(event).is_ok()) {
             Routed::Queued
         } else {
             pool.counters.not_handled(1);
@@ -130,6 +189,28 @@ impl FailureRouter {
         self.shared.pool.counters.failed(reason, user_type, times);
     }
 
+    /// Lets other limits apply from now on.
+    ///
+    /// More workers start at once; of too many, each ends when it is done with what it does. What waits already stays
+    /// queued under a smaller bound. A call that has begun keeps the time limit that it began with.
+    pub fn reconfigure(&self, config: FailureRouterConfig) {
+        let shared = &*self.shared;
+        let recent = config.recent;
+        // Sent also to nobody: after a shutdown there is no receiver left.
+        if shared.config.send_replace(config).recent > recent {
+            let mut kept = shared.recent.lock();
+            let surplus = kept.len().saturating_sub(recent);
+            kept.drain(..surplus);
+            kept.shrink_to(recent);
+        }
+        shared.spawn_missing();
+    }
+
+    /// The limits of this moment.
+    pub fn config(&self) -> FailureRouterConfig {
+        self.shared.config.borrow().clone()
+    }
+
     /// The handlers that are called.
     pub fn registry(&self) -> &FailureHandlerRegistry {
         &self.shared.pool.registry
@@ -137,8 +218,8 @@ impl FailureRouter {
 
     /// The counters of this moment.
     pub fn stats(&self) -> FailureStats {
-        let queued = self.shared.queue.read().as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity());
-        self.shared.pool.counters.snapshot(queued)
+        let pool = &self.shared.pool;
+        pool.counters.snapshot(pool.queued.load(Ordering::Relaxed))
     }
 
     /// The newest failures, newest first, at most `limit`.
@@ -159,7 +240,7 @@ impl FailureRouter {
         let shared = &*self.shared;
         drop(shared.queue.write().take());
         shared.tasks.close();
-        let limit = shared.pool.config.drain_timeout;
+        let limit = shared.config.borrow().drain_timeout;
         if tokio::time::timeout(limit, shared.tasks.wait()).await.is_ok() {
             return Shutdown::Drained;
         }
@@ -172,14 +253,28 @@ impl FailureRouter {
 }
 
 impl Shared {
-    fn remember(&self, event: &FailureEvent) {
-        let limit = self.pool.config.recent;
+    /// Starts as many workers as there are too few. None after a shutdown, whose workers are on their way out.
+    fn spawn_missing(&self) {
+        let queue = self.queue.read();
+        if queue.is_none() {
+            return;
+        }
+        let mut workers = self.pool.workers.lock();
+        while *workers < wanted_workers(&self.config.borrow()) {
+            *workers += 1;
+            let work =
+                Arc::clone(&self.pool).work(Arc::clone(&self.receiver), self.config.subscribe(), self.kill.clone());
+            self.tasks.spawn_on(work, &self.runtime);
+        }
+    }
+
+    fn remember(&self, event: &FailureEvent, limit: usize) {
         if limit == 0 {
             return;
         }
         let record = FailureRecord::from(event);
         let mut recent = self.recent.lock();
-        if recent.len() >= limit {
+        while recent.len() >= limit {
             recent.pop_front();
         }
         recent.push_back(record);
@@ -187,70 +282,123 @@ impl Shared {
 }
 
 impl Pool {
+    /// Takes a place in the queue, which `work` gives back. False where there is none.
+    fn enter_queue(&self, limit: usize) -> bool {
+        let enter = |queued: usize| (queued < limit).then_some(queued + 1);
+        self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
+    }
+
     async fn work(
         self: Arc<Self>,
-        queue: Arc<tokio::sync::Mutex<mpsc::Receiver<FailureEvent>>>,
+        queue: Receiver,
+        mut config: watch::Receiver<FailureRouterConfig>,
         kill: CancellationToken,
     ) {
-        loop {
-            let next = queue.lock().await.recv().await;
+        // The configuration's sender goes with the last clone of the router. The queue says so too, after its last
+        // failure, so that only the queue ends a worker.
+        let mut is_configurable = true;
+        while !self.is_surplus(&config) {
+            // Both are cancel safe: what waits for the lock or for a failure has taken none.
+            let next = tokio::select! {
+                biased;
+                changed = config.changed(), if is_configurable => {
+                    is_configurable = changed.is_ok();
+                    continue;
+                }
+                next = async { queue.lock().await.recv().await } => next,
+            };
             let Some(event) = next else {
                 return;
             };
-            let handled = kill.run_until_cancelled(self.handle(&event)).await;
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+            let timeout = config.borrow().timeout;
+            let handled = kill.run_until_cancelled(self.handle(&event, timeout)).await;
             if handled.is_none() {
                 self.counters.not_handled(1);
             }
         }
     }
 
-    /// Calls every responsible handler, all at once: a slow one takes no time away from the others.
-    async fn handle(&self, event: &FailureEvent) {
-        let handlers = self.registry.current();
-        let Some(kind) = handlers.responsible(event.reason.kind()) else {
-            return;
-        };
-        future::join_all(calls(&handlers, kind, event).into_iter().map(|call| self.call(kind, event, call))).await;
+    /// Whether the worker that asks has to end. Deciding and counting are one step, so that never more end than are
+    /// too many.
+    fn is_surplus(&self, config: &watch::Receiver<FailureRouterConfig>) -> bool {
+        let mut workers = self.workers.lock();
+        let is_surplus = *workers > wanted_workers(&config.borrow());
+        if is_surplus {
+            *workers -= 1;
+        }
+        is_surplus
     }
 
-    async fn call(&self, kind: FailureKind, event: &FailureEvent, call: Call<'_>) {
+    /// Calls every handler that the failure concerns, all at once: a slow one takes no time away from the others.
+    async fn handle(&self, event: &FailureEvent, timeout: Duration) {
+        let handlers = self.registry.current();
+        let of_kind = handlers
+            .responsible(event.reason.kind())
+            .into_iter()
+            .flat_map(|t| calls(&handlers, t, event).into_iter().map(move |call| (t, call)));
+        let any = handlers.any.iter().map(|h| {
+            let call = async move { h.handle_failure(event).await }.boxed();
+            (HandlerType::AnyFailure, call)
+        });
+        future::join_all(of_kind.chain(any).map(|(t, call)| self.call(t, event, call, timeout))).await;
+    }
+
+    async fn call(&self, handler_type: HandlerType, event: &FailureEvent, call: Call<'_>, timeout: Duration) {
         let started = Instant::now();
-        let outcome = tokio::time::timeout(self.config.timeout, AssertUnwindSafe(call).catch_unwind()).await;
+        let outcome = tokio::time::timeout(timeout, AssertUnwindSafe(call).catch_unwind()).await;
         let end = match outcome {
             Ok(Ok(())) => CallEnd::Done,
             Ok(Err(_)) => CallEnd::Panicked,
             Err(_) => CallEnd::TimedOut,
         };
-        self.counters.called(kind, end, started.elapsed());
+        let call = HandlerCall { handler_type, reason: event.reason, end, duration: started.elapsed() };
+        self.counters.called(call);
+        if let Some(observe) = &self.observe {
+            // A worker that an observer's panic ended would never be replaced.
+            if std::panic::catch_unwind(AssertUnwindSafe(|| observe(call))).is_err() {
+                tracing::error!("the observer of failure handlers panicked");
+            }
+        }
         if end != CallEnd::Done {
-            let (handler, reason) = (kind.as_str(), event.reason.as_str());
+            let (handler, reason) = (handler_type.as_str(), event.reason.as_str());
             tracing::error!(handler, reason, message_id = %event.message.id, ?end, "a failure handler did not finish");
         }
     }
 }
 
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("registry", &self.registry).field("queued", &self.queued).finish_non_exhaustive()
+    }
+}
+
+fn wanted_workers(config: &FailureRouterConfig) -> usize {
+    config.workers.max(1)
+}
+
 type Call<'a> = future::BoxFuture<'a, ()>;
 
 /// The calls to make. Each is made inside its future, so that also a panic before the first await is that call's own.
-fn calls<'a>(handlers: &'a Handlers, kind: FailureKind, event: &'a FailureEvent) -> Vec<Call<'a>> {
+fn calls<'a>(handlers: &'a Handlers, handler_type: HandlerType, event: &'a FailureEvent) -> Vec<Call<'a>> {
     let FailureEvent { message, recipient, reason, error, .. } = event;
-    match (kind, QueueType::of(*reason), TimeoutType::of(*reason)) {
-        (FailureKind::QueueFull, Some(queue), _) => handlers
+    match (handler_type, QueueType::of(*reason), TimeoutType::of(*reason)) {
+        (HandlerType::QueueFull, Some(queue), _) => handlers
             .queue_full
             .iter()
             .map(|h| async move { h.handle_queue_full(message, recipient, queue, error).await }.boxed())
             .collect(),
-        (FailureKind::Timeout, _, Some(timeout)) => handlers
+        (HandlerType::Timeout, _, Some(timeout)) => handlers
             .timeout
             .iter()
             .map(|h| async move { h.handle_timeout(message, recipient, timeout, event.duration, error).await }.boxed())
             .collect(),
-        (FailureKind::UserOffline, ..) => handlers
+        (HandlerType::UserOffline, ..) => handlers
             .user_offline
             .iter()
             .map(|h| async move { h.handle_user_offline(message, recipient, error).await }.boxed())
             .collect(),
-        (FailureKind::ConnectionError, ..) => handlers
+        (HandlerType::ConnectionError, ..) => handlers
             .connection_error
             .iter()
             .map(|h| {

@@ -7,13 +7,15 @@ use std::{
 
 use wsc_protocol::{FailureKind, FailureReason, UserType};
 
+use crate::HandlerType;
+
 /// The counters at one moment, since the router was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailureStats {
     by_reason: [u64; FailureReason::ALL.len()],
     by_user_type: [u64; UserType::ALL.len()],
     unknown_user_type: u64,
-    handlers: [HandlerStats; FailureKind::ALL.len()],
+    handlers: [HandlerStats; HandlerType::ALL.len()],
     not_handled: u64,
     queued: usize,
 }
@@ -39,9 +41,27 @@ impl FailureStats {
         user_type.map_or(self.unknown_user_type, |t| self.by_user_type[t as usize])
     }
 
-    /// What the handlers of a kind did; [`FailureKind::Other`] names the general ones.
-    pub fn handler(&self, kind: FailureKind) -> HandlerStats {
-        self.handlers[kind as usize]
+    /// Every kind with its failures: `wsc_failures_by_type_total{type}`.
+    pub fn by_kind(&self) -> impl Iterator<Item = (FailureKind, u64)> {
+        FailureKind::ALL.into_iter().map(|kind| (kind, self.of_kind(kind)))
+    }
+
+    /// Every reason with its failures: `wsc_failures_by_reason_total{reason}`.
+    pub fn by_reason(&self) -> impl Iterator<Item = (FailureReason, u64)> {
+        FailureReason::ALL.into_iter().map(|reason| (reason, self.of_reason(reason)))
+    }
+
+    /// Every type of recipient with its failures, under its name; `unknown` comes last. The figures add up to
+    /// [`total`](Self::total): `wsc_total_failures_total{client_type}`.
+    pub fn by_client_type(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let known = UserType::ALL.into_iter().map(|t| (t.as_str(), self.of_user_type(Some(t))));
+        known.chain([("unknown", self.unknown_user_type)])
+    }
+
+    /// What the handlers of a type did. A [`FailureKind`] names the type that is there for it;
+    /// [`FailureKind::Other`] the general one.
+    pub fn handler(&self, handler_type: impl Into<HandlerType>) -> HandlerStats {
+        self.handlers[handler_type.into() as usize]
     }
 
     /// Failures for which there was a handler that was not called, because too many waited already or the router
@@ -56,7 +76,7 @@ impl FailureStats {
     }
 }
 
-/// What the handlers of one kind did.
+/// What the handlers of one type did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HandlerStats {
@@ -70,11 +90,28 @@ pub struct HandlerStats {
     pub duration: Duration,
 }
 
-/// How one call ended.
+/// One finished call of one handler, for whoever keeps histograms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CallEnd {
+#[non_exhaustive]
+pub struct HandlerCall {
+    /// Which trait was called.
+    pub handler_type: HandlerType,
+    /// What the failure was.
+    pub reason: FailureReason,
+    /// How it ended.
+    pub end: CallEnd,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// How one call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CallEnd {
+    /// It came back.
     Done,
+    /// It panicked.
     Panicked,
+    /// It was dropped at the time limit.
     TimedOut,
 }
 
@@ -83,7 +120,7 @@ pub(crate) struct Counters {
     by_reason: [AtomicU64; FailureReason::ALL.len()],
     by_user_type: [AtomicU64; UserType::ALL.len()],
     unknown_user_type: AtomicU64,
-    handlers: [HandlerCounters; FailureKind::ALL.len()],
+    handlers: [HandlerCounters; HandlerType::ALL.len()],
     not_handled: AtomicU64,
 }
 
@@ -101,8 +138,8 @@ impl Counters {
         user_type.map_or(&self.unknown_user_type, |t| &self.by_user_type[t as usize]).fetch_add(times, Relaxed);
     }
 
-    pub(crate) fn called(&self, kind: FailureKind, end: CallEnd, duration: Duration) {
-        let counters = &self.handlers[kind as usize];
+    pub(crate) fn called(&self, HandlerCall { handler_type, end, duration, .. }: HandlerCall) {
+        let counters = &self.handlers[handler_type as usize];
         counters.calls.fetch_add(1, Relaxed);
         counters.panics.fetch_add((end == CallEnd::Panicked).into(), Relaxed);
         counters.timeouts.fetch_add((end == CallEnd::TimedOut).into(), Relaxed);

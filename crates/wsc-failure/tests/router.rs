@@ -15,8 +15,9 @@ use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 use wsc_failure::{
-    ConnectionErrorHandler, FailureEvent, FailureHandlerRegistry, FailureRouter, FailureRouterConfig, LoggingHandler,
-    QueueFullHandler, QueueType, Routed, SendFailureHandler, Shutdown, TimeoutHandler, TimeoutType, UserOfflineHandler,
+    AnyFailureHandler, CallEnd, ConnectionErrorHandler, FailureEvent, FailureHandlerRegistry, FailureRouter,
+    FailureRouterConfig, HandlerType, LoggingHandler, QueueFullHandler, QueueType, Routed, SendFailureHandler,
+    Shutdown, TimeoutHandler, TimeoutType, UserOfflineHandler,
 };
 use wsc_protocol::{ClientId, FailureKind, FailureReason, HubMessage, Id, UserType};
 
@@ -338,16 +339,19 @@ async fn shutdown_waits_no_longer_than_it_should() {
 #[tokio::test]
 async fn the_logging_handler_stands_beside_all_others() {
     let registry = FailureHandlerRegistry::new();
-    let ids = LoggingHandler::add_to(&registry);
+    let id = LoggingHandler::add_to(&registry);
+    let (general, seen) = Notes::new();
+    registry.add_send_failure_handler(general);
     let router = router(&registry, |_| {});
     for reason in FailureReason::ALL {
         assert_eq!(router.route(failure(1, reason)), Routed::Queued);
     }
     router.shutdown().await;
-    for kind in FailureKind::ALL {
-        assert_eq!(router.stats().handler(kind).calls, router.stats().of_kind(kind), "{kind}");
-    }
-    assert!(ids.into_iter().all(|id| registry.remove(id)));
+    let all = FailureReason::ALL.len() as u64;
+    assert_eq!(router.stats().handler(HandlerType::AnyFailure).calls, all);
+    // The general handler is called as if the built-in one were not there.
+    assert_eq!(seen.len() as u64, all);
+    assert!(registry.remove(id));
 }
 
 #[tokio::test]
@@ -362,4 +366,216 @@ async fn workers_end_with_the_router() {
     assert!(calls.recv().await.is_some());
     // The handler went with the last worker.
     assert_eq!(calls.recv().await, None);
+}
+
+#[tokio::test]
+async fn a_handler_is_removed_by_the_name_of_its_kind() {
+    type Remove = fn(&FailureHandlerRegistry, wsc_failure::HandlerId) -> bool;
+    let registry = FailureHandlerRegistry::new();
+    let (notes, _calls) = Notes::new();
+    let ids = [
+        registry.add_send_failure_handler(notes.clone()),
+        registry.add_queue_full_handler(notes.clone()),
+        registry.add_user_offline_handler(notes.clone()),
+        registry.add_connection_error_handler(notes.clone()),
+        registry.add_timeout_handler(notes),
+        LoggingHandler::add_to(&registry),
+    ];
+    let removals: [Remove; 6] = [
+        FailureHandlerRegistry::remove_send_failure_handler,
+        FailureHandlerRegistry::remove_queue_full_handler,
+        FailureHandlerRegistry::remove_user_offline_handler,
+        FailureHandlerRegistry::remove_connection_error_handler,
+        FailureHandlerRegistry::remove_timeout_handler,
+        FailureHandlerRegistry::remove_any_failure_handler,
+    ];
+    for (position, remove) in removals.into_iter().enumerate() {
+        for (other, id) in ids.into_iter().enumerate().filter(|(other, _)| *other != position) {
+            assert!(!remove(&registry, id), "{position} {other}");
+        }
+        assert_eq!(registry.count(HandlerType::ALL[position]), 1);
+        assert!(remove(&registry, ids[position]));
+        assert!(!remove(&registry, ids[position]));
+        assert_eq!(registry.count(HandlerType::ALL[position]), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_hears_of_every_call() {
+    let registry = FailureHandlerRegistry::new();
+    registry.add_send_failure_handler(Panics);
+    registry.add_timeout_handler(Notes::new().0);
+    registry.add_any_failure_handler(Idle);
+    let (sender, mut calls) = mpsc::unbounded_channel();
+    let router = FailureRouter::observed(registry, FailureRouterConfig::default(), move |call| {
+        sender.send((call.handler_type.as_str(), call.reason, call.end, call.duration.as_secs())).unwrap();
+        // The workers outlive it.
+        panic!("the observer is broken");
+    });
+    router.route(failure(1, FailureReason::Validation));
+    let mut heard = [calls.recv().await.unwrap(), calls.recv().await.unwrap()];
+    heard.sort_by_key(|call| call.0);
+    assert_eq!(
+        heard,
+        [
+            ("any_failure", FailureReason::Validation, CallEnd::TimedOut, 5),
+            ("send_failure", FailureReason::Validation, CallEnd::Panicked, 0),
+        ]
+    );
+    for n in 0..20 {
+        router.route(failure(n, FailureReason::Validation));
+    }
+    for _ in 0..40 {
+        calls.recv().await.unwrap();
+    }
+    assert_eq!(router.stats().handler(HandlerType::AnyFailure).timeouts, 21);
+}
+
+/// Never comes back.
+struct Idle;
+
+#[async_trait]
+impl AnyFailureHandler for Idle {
+    async fn handle_failure(&self, _: &FailureEvent) {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn workers_come_and_go_with_the_settings() {
+    let registry = FailureHandlerRegistry::new();
+    let held = Held::new();
+    registry.add_send_failure_handler(held.clone());
+    let router = router(&registry, |config| config.workers = 2);
+    let resize = |workers: usize| {
+        let mut config = router.config();
+        config.workers = workers;
+        router.reconfigure(config);
+    };
+    for n in 0..100 {
+        router.route(failure(n, FailureReason::Unknown));
+    }
+    settle().await;
+    let running = || held.running.load(Ordering::SeqCst);
+    assert_eq!(running(), 2);
+
+    resize(5);
+    settle().await;
+    assert_eq!(running(), 5);
+
+    // Down and up again before any of them has noticed: still five, not ten.
+    resize(1);
+    resize(5);
+    settle().await;
+    assert_eq!(running(), 5);
+
+    resize(1);
+    settle().await;
+    // Who is too many finishes what it does.
+    assert_eq!(running(), 5);
+    held.permits.add_permits(4);
+    settle().await;
+    assert_eq!(running(), 1);
+    held.permits.add_permits(3);
+    settle().await;
+    assert_eq!(running(), 1);
+
+    // Idle workers end and start as well.
+    held.permits.add_permits(1000);
+    settle().await;
+    resize(3);
+    resize(0);
+    settle().await;
+    held.permits.forget_permits(usize::MAX);
+    for n in 0..5 {
+        router.route(failure(n, FailureReason::Unknown));
+    }
+    settle().await;
+    assert_eq!(running(), 1);
+    held.permits.add_permits(1000);
+    assert_eq!(router.shutdown().await, Shutdown::Drained);
+    assert_eq!(router.stats().handler(FailureKind::Other).calls, 105);
+    // After the end it is of no effect.
+    resize(10);
+    assert_eq!(router.route(failure(1, FailureReason::Unknown)), Routed::NotHandled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_change_for_what_comes_next() {
+    let registry = FailureHandlerRegistry::new();
+    registry.add_send_failure_handler(Held::new());
+    let router = router(&registry, |config| {
+        config.workers = 1;
+        config.queue = 10;
+    });
+    for n in 0..5 {
+        router.route(failure(n, FailureReason::Unknown));
+    }
+    settle().await;
+    assert_eq!((router.stats().queued(), router.recent(100).len()), (4, 5));
+
+    let mut config = router.config();
+    (config.queue, config.recent, config.timeout) = (4, 2, Duration::from_secs(1));
+    router.reconfigure(config);
+    assert_eq!(router.route(failure(5, FailureReason::Unknown)), Routed::NotHandled);
+    assert_eq!(router.stats().queued(), 4);
+    assert_eq!(router.recent(100).iter().map(|r| r.message_id.as_u128()).collect::<Vec<_>>(), [5, 4]);
+
+    // The call that runs keeps its five seconds; the others have one each.
+    let started = tokio::time::Instant::now();
+    while router.stats().handler(FailureKind::Other).timeouts < 5 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(started.elapsed().as_secs(), 9);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_failure_is_handled_or_counted_while_settings_and_handlers_change() {
+    let registry = FailureHandlerRegistry::new();
+    let handled = Arc::new(AtomicUsize::new(0));
+    struct Count(Arc<AtomicUsize>);
+    #[async_trait]
+    impl AnyFailureHandler for Count {
+        async fn handle_failure(&self, _: &FailureEvent) {
+            tokio::task::yield_now().await;
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    registry.add_any_failure_handler(Count(Arc::clone(&handled)));
+    let router = router(&registry, |config| config.queue = 50);
+    let publishers: Vec<_> = (0..4)
+        .map(|_| {
+            let router = router.clone();
+            tokio::spawn(async move {
+                let mut queued = 0;
+                for n in 0..2_000 {
+                    queued += usize::from(router.route(failure(n, FailureReason::Unknown)) == Routed::Queued);
+                    if n % 64 == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                queued
+            })
+        })
+        .collect();
+    for workers in (0..200).map(|n| n % 7) {
+        let mut config = router.config();
+        config.workers = workers;
+        router.reconfigure(config);
+        let id = registry.add_send_failure_handler(Panics);
+        tokio::task::yield_now().await;
+        assert!(registry.remove(id));
+    }
+    let mut queued = 0;
+    for publisher in publishers {
+        queued += publisher.await.unwrap();
+    }
+    assert_eq!(router.shutdown().await, Shutdown::Drained);
+    let stats = router.stats();
+    assert_eq!((stats.total(), stats.queued()), (8_000, 0));
+    assert_eq!(handled.load(Ordering::SeqCst), queued);
+    assert_eq!(stats.not_handled(), 8_000 - queued as u64);
+    assert_eq!(stats.by_client_type().map(|(_, n)| n).sum::<u64>(), 8_000);
+    assert_eq!(stats.by_kind().map(|(_, n)| n).sum::<u64>(), 8_000);
+    assert_eq!(stats.by_reason().map(|(_, n)| n).sum::<u64>(), 8_000);
 }

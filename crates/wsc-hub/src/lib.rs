@@ -34,7 +34,7 @@
 //! use axum::{Router, routing::get};
 //! use wsc_hub::Hub;
 //!
-//! let hub = Hub::builder().start()?;
+//! let hub = Hub::builder().start().await?;
 //! let app = Router::new().route("/hello", get(async || "hello")).merge(hub.router());
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
 //! axum::serve(listener, app.into_make_service_with_connect_info::<std::net::SocketAddr>()).await?;
@@ -45,10 +45,10 @@
 //! # Sending
 //!
 //! ```no_run
-//! # fn send(hub: &wsc_hub::Hub) -> Result<(), wsc_hub::ErrorReply> {
-//! let receipt = hub.send_to_user("alice", serde_json::json!({ "text": "your order has shipped" }))?;
+//! # async fn send(hub: &wsc_hub::Hub) -> Result<(), wsc_hub::ErrorReply> {
+//! let receipt = hub.send_to_user("alice", serde_json::json!({ "text": "your order has shipped" })).await?;
 //! println!("{} is {}", receipt.id, receipt.fate.outcome.as_str());
-//! let (_, members) = hub.send_to_room("support", "a customer waits")?;
+//! let (_, members) = hub.send_to_room("support", "a customer waits").await?;
 //! println!("{members} agents were told");
 //! hub.broadcast("maintenance at noon", None)?;
 //! # Ok(())
@@ -66,7 +66,7 @@
 //!
 //! # Cargo features
 //!
-//! None yet; brokers and databases will come as features.
+//! - `embedded` (default): [`EmbeddedInbox`], the inbox in a file, and [`open_inbox`].
 
 pub use wsc_auth as auth;
 pub use wsc_cluster as cluster;
@@ -78,14 +78,24 @@ pub use wsc_protocol as protocol;
 pub use wsc_store as store;
 pub use wsc_transport as transport;
 
+#[cfg(feature = "embedded")]
+mod inbox;
+
+#[cfg(feature = "embedded")]
+pub use inbox::open_inbox;
 pub use wsc_config::Settings;
+pub use wsc_delivery::{SendAttempt, SendResult};
 pub use wsc_node::{
-    Context, Hub, HubBuilder, ListenError, MessageHandler, RoomInfo, RoomOptions, SendOptions, SendReceipt, StartError,
+    Context, Hub, HubBuilder, ListenError, MessageFate, MessageHandler, PairFate, RoomInfo, RoomOptions, SendOptions,
+    SendReceipt, StartError,
 };
 pub use wsc_protocol::{
     CloseCode, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, HubMessage, Id, Outcome,
     Priority, UserType,
 };
+#[cfg(feature = "embedded")]
+pub use wsc_store::EmbeddedInbox;
+pub use wsc_store::{InboxStore, MemoryInbox};
 
 /// The snippets of the guide and of the README, so that they cannot rot.
 #[cfg(doctest)]

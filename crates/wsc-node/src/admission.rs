@@ -14,7 +14,7 @@ use wsc_config::{Settings, UserPolicy};
 use wsc_protocol::{CloseCode, CloseReason, ErrorCode, ErrorReply, Id, UserType};
 use wsc_transport::{Admission, Peer};
 
-use crate::{api::error_response, core::Core, exposure, limits::AddressPlace};
+use crate::{api::error_response, core::Core, exposure, limits::AddressPlace, mail::made_up_user_id};
 
 /// An admitted connection that is not open yet. It holds a place among the hub's connections.
 pub(crate) struct Ticket {
@@ -210,7 +210,7 @@ impl Core {
                 let user_id = match (parameters.id("user_id", "x-user-id")?, named_client) {
                     (Some(user_id), _) => Id::generated(&*user_id),
                     (None, Some(client_id)) => Id::generated(client_id),
-                    (None, None) => Id::generated(Uuid::now_v7().to_string()),
+                    (None, None) => Id::generated(made_up_user_id().to_string()),
                 };
                 (user_id, user_type, Permissions::all_but_admin())
             }

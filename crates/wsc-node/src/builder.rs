@@ -12,10 +12,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
-use wsc_config::{Problems, Settings};
+use wsc_config::{Problems, Settings, StorageKind};
 use wsc_events::EventBus;
 use wsc_failure::{FailureHandlerRegistry, FailureRouter, LoggingHandler};
 use wsc_protocol::{ErrorReply, Event, EventType};
+use wsc_store::{InboxStore, MemoryInbox, StoreError};
 use wsc_transport::{TlsConfig, TlsError, Transport};
 
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     encode::now_ms,
     hub::{Hub, HubInner},
     limits::{Addresses, Gcra},
+    mail::{Keeper, Mail},
     metrics::Metrics,
     presence::Presence,
     rooms::Rooms,
@@ -39,19 +41,24 @@ pub struct HubBuilder {
     handlers: Handlers,
     authenticator: Option<Arc<dyn Authenticator>>,
     failures: FailureHandlerRegistry,
+    inbox: Option<Arc<dyn InboxStore>>,
 }
 
 impl HubBuilder {
     pub(crate) fn new() -> Self {
+        let mut settings = Settings::default();
+        // Without a word about storage nothing is written to anybody's disk.
+        settings.storage.kind = StorageKind::Memory;
         Self {
-            settings: Settings::default(),
+            settings,
             handlers: HashMap::new(),
             authenticator: None,
             failures: FailureHandlerRegistry::new(),
+            inbox: None,
         }
     }
 
-    /// Uses these settings instead of the defaults.
+    /// Uses these settings instead of the defaults. (Without this call the inbox is in memory, `storage.kind: memory`.)
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
         self
@@ -96,6 +103,12 @@ impl HubBuilder {
         self
     }
 
+    /// Keeps what must not get lost in this store, whatever `storage.kind` says. The hub closes it when it shuts down.
+    pub fn inbox(mut self, store: Arc<dyn InboxStore>) -> Self {
+        self.inbox = Some(store);
+        self
+    }
+
     /// Starts the hub. It listens nowhere until [`Hub::listen`], and serves whatever [`Hub::router`] is mounted in.
     ///
     /// # Errors
@@ -105,8 +118,8 @@ impl HubBuilder {
     /// # Panics
     ///
     /// Panics outside of a tokio runtime.
-    pub fn start(self) -> Result<Hub, StartError> {
-        let Self { settings, handlers, authenticator, failures } = self;
+    pub async fn start(self) -> Result<Hub, StartError> {
+        let Self { settings, handlers, authenticator, failures, inbox } = self;
         let mut checked = settings.clone();
         // The program brings its own authentication: strangers cannot get in.
         checked.auth.allow_insecure |= authenticator.is_some();
@@ -118,6 +131,16 @@ impl HubBuilder {
             (Some(cert), Some(key)) => Some(TlsConfig::from_files(cert, key).map_err(StartError::Tls)?),
             _ => None,
         };
+        let inbox = match (inbox, settings.storage.kind) {
+            (Some(inbox), _) => Some(inbox),
+            (None, StorageKind::None) => None,
+            (None, StorageKind::Memory) => Some(Arc::new(MemoryInbox::default()) as Arc<dyn InboxStore>),
+            (None, _) => return Err(StartError::NoInbox),
+        };
+        if let Some(inbox) = &inbox {
+            inbox.set_limits(settings::inbox_limits(&settings));
+        }
+        let mail = Mail::new(inbox.map(Keeper::new), settings::mailbox(&settings), now_ms());
         let metrics = Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?;
         let failures = FailureRouter::new(failures, settings::failures(&settings));
         let events = EventBus::new(settings::events(&settings));
@@ -145,11 +168,13 @@ impl HubBuilder {
                 failures,
                 metrics,
                 retries,
+                mail,
                 presence: Presence::default(),
                 admitted: AtomicU64::new(0),
                 addresses: Addresses::default(),
                 handshakes: Mutex::new(handshakes),
                 http_places: Semaphore::new(http_places),
+                waiting: AtomicU64::new(0),
                 stop: CancellationToken::new(),
                 draining: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -163,6 +188,15 @@ impl HubBuilder {
             transport.set_tls(&tls);
         }
         let hub = Hub::new(HubInner { core: Arc::clone(&core), transport });
+        if let Some(keeper) = core.mail.keeper() {
+            let found = core.recover(keeper).await.map_err(StartError::Inbox)?;
+            if found > 0 {
+                tracing::info!(messages = found, "the inbox has messages of an earlier run");
+            }
+            core.tasks.spawn(Arc::clone(&core).run_keeper());
+            core.tasks.spawn(Arc::clone(&core).run_expiry());
+        }
+        core.tasks.spawn(Arc::clone(&core).run_mail_timers());
         core.tasks.spawn(upkeep(Arc::clone(&core), core.stop.clone()));
         core.events.publish_with(EventType::HubStarted, || Event::HubStarted { node_id: core.node_id.clone() });
         Ok(hub)
@@ -245,6 +279,12 @@ pub enum StartError {
     /// The retry settings contradict each other.
     #[error("retries: {0}")]
     Retry(String),
+    /// `storage.kind` names a store that the program has not given, see [`HubBuilder::inbox`].
+    #[error("storage.kind asks for a store on disk, and none was given: open one, or set it to \"memory\" or \"none\"")]
+    NoInbox,
+    /// The store cannot be read.
+    #[error("the inbox cannot be read")]
+    Inbox(#[source] StoreError),
     /// The metrics cannot be set up.
     #[error("metrics: {0}")]
     Metrics(String),

@@ -1,6 +1,9 @@
 //! The node's state, shared by every connection, request and task.
 
-use std::sync::{Arc, OnceLock, Weak, atomic::AtomicU64};
+use std::sync::{
+    Arc, OnceLock, Weak,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use std::time::Instant;
 
@@ -18,6 +21,7 @@ use crate::{
     context::Handlers,
     hub::HubInner,
     limits::{Addresses, Gcra},
+    mail::Mail,
     metrics::Metrics,
     presence::Presence,
     retry::Retries,
@@ -45,12 +49,15 @@ pub(crate) struct Core {
     pub(crate) failures: FailureRouter,
     pub(crate) metrics: Metrics,
     pub(crate) retries: Retries,
+    pub(crate) mail: Mail,
     pub(crate) presence: Presence,
     /// Connections that are open or about to be.
     pub(crate) admitted: AtomicU64,
     pub(crate) addresses: Addresses,
     /// HTTP connections beside WebSockets: as many as `limits.pending_handshakes`.
     pub(crate) http_places: Semaphore,
+    /// HTTP requests that wait for acknowledgements.
+    pub(crate) waiting: AtomicU64,
     /// How many handshakes a second may begin.
     pub(crate) handshakes: Mutex<Option<Gcra>>,
     /// Cancelled when the node's own tasks must end.
@@ -67,6 +74,22 @@ impl Core {
     /// The settings of this moment.
     pub(crate) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.borrow())
+    }
+
+    /// A place among the requests that wait for acknowledgements (`http.max_waiting`).
+    pub(crate) fn waiting_place(self: &Arc<Self>) -> Option<WaitingPlace> {
+        let place = WaitingPlace(Arc::clone(self));
+        let others = self.waiting.fetch_add(1, Relaxed);
+        (others < self.settings().http.max_waiting).then_some(place)
+    }
+}
+
+/// Given back when it is dropped.
+pub(crate) struct WaitingPlace(Arc<Core>);
+
+impl Drop for WaitingPlace {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
     }
 }
 

@@ -1,8 +1,12 @@
 //! What a request means (protocol §2).
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 use wsc_auth::Permission;
+use wsc_delivery::mailbox::Verdict;
 use wsc_protocol::{
     CloseCode, CloseReason, DecodeError, DirectMessage, DisconnectReason, Envelope, ErrorCode, ErrorReply, Event,
     EventType, FailureReason, MessageId, PingData, RoomMembersQuery, RoomMessage, RoomRequest, encode,
@@ -15,8 +19,9 @@ use crate::{
     core::Core,
     encode::{now_ms, with_frame},
     hub::Hub,
+    mail::{Answer, Answered, Reliability, Via},
     rooms::RoomOptions,
-    routing::Direct,
+    routing::{Direct, SendReceipt},
     service::Connected,
 };
 
@@ -117,11 +122,9 @@ impl Connected {
                 self.reply_room("room_deleted", id, room_id);
             }
             "room_members" => self.room_members(envelope)?,
-            // Nothing asks for them before there is an inbox, and one that comes too late is never answered.
-            "ack" | "nack" => Acknowledgement::check(envelope)?,
-            "message_status" => {
-                return Err(ErrorReply::new(ErrorCode::InvalidFormat, "message_status needs the inbox").into());
-            }
+            "ack" => self.verdict(envelope, Verdict::Acked)?,
+            "nack" => self.verdict(envelope, Verdict::Rejected)?,
+            "message_status" => self.message_status(envelope)?,
             "authenticate" => {
                 let message = match self.core.authenticator {
                     Some(_) => "a token cannot be renewed in place yet: connect again with the new one",
@@ -175,17 +178,27 @@ impl Connected {
     fn room_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
         let request: RoomMessage<'_> = parse_data(envelope.data)?;
         let room_id = request.room_id()?;
-        refuse_reliable(envelope)?;
         self.permit_room(Permission::SendMessage, room_id, "you may not send to this room")?;
+        let wish = self.wish(envelope)?;
         let seat = self.session.joined.lock().find(room_id).cloned();
         let Some(seat) = seat else {
             let exists = self.core.rooms.get(room_id).is_some();
             return Err(if exists { ErrorCode::NotInRoom.into() } else { ErrorCode::RoomNotFound.into() });
         };
-        let (id, recipients) = self.core.send_room_from(&self.session, &seat, request.content())?;
-        if let Some(message_id) = &envelope.message_id {
+        let message_id = envelope.message_id.as_ref();
+        if wish.require_ack || wish.idempotency_key.is_some() {
+            let sender = &self.session;
+            let answer = self.answer(message_id, |out, answered, message_id| {
+                let (id, duplicate) = (answered.receipt.id, answered.receipt.duplicate);
+                encode::accepted_room(out, id, answered.recipients, duplicate, message_id, now_ms());
+            });
+            self.core.send_room_from(sender, &seat, request.content(), &wish, answer);
+            return Ok(());
+        }
+        let (id, recipients) = self.core.send_room_plain(&self.session, &seat, request.content())?;
+        if let Some(message_id) = message_id {
             with_frame(
-                |out| encode::accepted_room(out, id, recipients as u64, message_id, now_ms()),
+                |out| encode::accepted_room(out, id, recipients as u64, false, message_id, now_ms()),
                 |frame| self.session.outbound.send(frame),
             );
         }
@@ -195,11 +208,11 @@ impl Connected {
     fn direct_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
         let request: DirectMessage<'_> = parse_data(envelope.data)?;
         let target = request.target_id()?;
-        refuse_reliable(envelope)?;
         if !self.session.permissions.allows_direct(target) {
             return Err(ErrorReply::new(ErrorCode::Forbidden, "you may not send to this user").into());
         }
-        let receipt = self.core.send_direct(&Direct {
+        let wish = self.wish(envelope)?;
+        let direct = Direct {
             message_type: "direct_message",
             sender_id: self.session.user.id.as_str(),
             content: request.content(),
@@ -207,23 +220,81 @@ impl Connected {
             target,
             target_client: request.target_client(),
             from: Some(&self.session),
-        })?;
-        if let Some(reason) = receipt.fate.reason {
-            // Accepted, but failed at once: an error that names the message.
-            let code = match reason {
-                FailureReason::QueueFull => ErrorCode::Full,
-                FailureReason::UserOffline => ErrorCode::UserOffline,
-                _ => ErrorCode::Unknown,
+        };
+        let answer = self.answer(envelope.message_id.as_ref(), |out, answered, message_id| {
+            let SendReceipt { id, fate, duplicate } = answered.receipt;
+            encode::accepted_direct(out, id, fate, duplicate, message_id, now_ms());
+        });
+        self.core.send_user(&direct, &wish, Via::Client, None, answer);
+        Ok(())
+    }
+
+    /// What a request asks for beyond delivery.
+    fn wish<'e>(&self, envelope: &'e Envelope<'_>) -> Result<Reliability<'e>, Refusal> {
+        if envelope.require_ack && !self.core.settings().limits.client_require_ack {
+            return Err(ErrorReply::new(ErrorCode::Forbidden, "clients may not ask for acknowledgements here").into());
+        }
+        Ok(Reliability {
+            require_ack: envelope.require_ack,
+            receipt: envelope.receipt,
+            ttl: None,
+            idempotency_key: envelope.idempotency_key.as_deref(),
+        })
+    }
+
+    /// Answers a send when its answer is known: with `encode`, where the request had an id, or with an error.
+    fn answer(
+        &self,
+        message_id: Option<&MessageId<'_>>,
+        encode: impl FnOnce(&mut Vec<u8>, &Answered, &MessageId<'_>) + Send + 'static,
+    ) -> Answer {
+        let session = Arc::clone(&self.session);
+        let message_id = message_id.cloned().map(MessageId::into_owned);
+        Box::new(move |result| {
+            let error = match result {
+                Ok(answered) => match answered.receipt.fate.reason {
+                    None => {
+                        let Some(message_id) = message_id else { return };
+                        with_frame(|out| encode(out, &answered, &message_id), |frame| session.outbound.send(frame));
+                        return;
+                    }
+                    // Accepted, but failed at once: an error that names the message.
+                    Some(reason) => {
+                        let code = match reason {
+                            FailureReason::QueueFull => ErrorCode::Full,
+                            FailureReason::UserOffline => ErrorCode::UserOffline,
+                            _ => ErrorCode::Unknown,
+                        };
+                        let details = serde_json::json!({ "id": answered.receipt.id, "reason": reason });
+                        ErrorReply::from(code).with_details(details)
+                    }
+                },
+                Err(error) => error,
             };
-            let details = serde_json::json!({ "id": receipt.id, "reason": reason });
-            return Err(ErrorReply::from(code).with_details(details).into());
-        }
-        if let Some(message_id) = &envelope.message_id {
-            with_frame(
-                |out| encode::accepted_direct(out, receipt.id, receipt.fate, message_id, now_ms()),
-                |frame| self.session.outbound.send(frame),
-            );
-        }
+            Core::send_error(&session, &error, message_id.as_ref());
+        })
+    }
+
+    fn verdict(&self, envelope: &Envelope<'_>, verdict: Verdict) -> Result<(), Refusal> {
+        let ids = Acknowledgement::ids(envelope)?;
+        self.core.mail_verdict(&self.session, &ids, verdict);
+        Ok(())
+    }
+
+    fn message_status(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
+        let request: StatusRequest = parse_data(envelope.data)?;
+        let id = request.id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
+        let Some(id) = id else {
+            return Err(ErrorReply::new(ErrorCode::InvalidFormat, "id is missing or no message's id").into());
+        };
+        // Who is not its sender learns no more than who asks for one that never was.
+        let fate = self.core.message_fate(id).filter(|fate| fate.sender_id == self.session.user.id.as_str());
+        let Some(fate) = fate else {
+            return Err(ErrorReply::new(ErrorCode::InvalidMessageId, "nothing is known of this message").into());
+        };
+        self.reply("message_status", envelope.message_id.as_ref(), |json| {
+            json.value(&fate);
+        });
         Ok(())
     }
 
@@ -291,20 +362,11 @@ impl Connected {
     }
 }
 
-/// Until there is an inbox nothing can be promised to survive, nor told later.
-fn refuse_reliable(envelope: &Envelope<'_>) -> Result<(), Refusal> {
-    let asked = [
-        ("require_ack", envelope.require_ack),
-        ("receipt", envelope.receipt),
-        ("idempotency_key", envelope.idempotency_key.is_some()),
-    ];
-    match asked.into_iter().find(|(_, is_asked)| *is_asked) {
-        Some((field, _)) => {
-            let message = format!("{field} needs the inbox, which is off");
-            Err(ErrorReply::new(ErrorCode::InvalidFormat, message).into())
-        }
-        None => Ok(()),
-    }
+/// Payload of `message_status`.
+#[derive(Deserialize)]
+struct StatusRequest {
+    #[serde(default)]
+    id: Option<String>,
 }
 
 /// Payload of `ack` and `nack` (protocol §3): which messages, in `data` or else as the `message_id`.
@@ -317,14 +379,20 @@ struct Acknowledgement {
 }
 
 impl Acknowledgement {
-    fn check(envelope: &Envelope<'_>) -> Result<(), Refusal> {
+    /// The messages that are named. What is no id of ours names none, which is for others to count.
+    fn ids(envelope: &Envelope<'_>) -> Result<Vec<Uuid>, Refusal> {
         let Self { id, ids } = parse_data(envelope.data)?;
-        let names_one = id.is_some() || ids.is_some() || envelope.message_id.is_some();
-        if !names_one || ids.is_some_and(|ids| ids.len() > MAX_ACKS) {
+        let named = match (id, ids, &envelope.message_id) {
+            (id, Some(ids), _) => id.into_iter().chain(ids).collect(),
+            (Some(id), None, _) => vec![id],
+            (None, None, Some(message_id)) => vec![message_id.to_text()],
+            (None, None, None) => Vec::new(),
+        };
+        if named.is_empty() || named.len() > MAX_ACKS {
             let message = format!("an acknowledgement names 1 to {MAX_ACKS} messages");
             return Err(ErrorReply::new(ErrorCode::InvalidFormat, message).into());
         }
-        Ok(())
+        Ok(named.iter().map(|id| Uuid::try_parse(id).unwrap_or_default()).collect())
     }
 }
 

@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 use uuid::Uuid;
+use wsc_delivery::SendResult;
 use wsc_events::EventBus;
 use wsc_failure::FailureHandlerRegistry;
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, Id, UserType};
@@ -22,8 +24,9 @@ use crate::{
     context::{Context, typed},
     core::Core,
     encode::{now_ms, with_frame},
+    mail::{Answer, Answered, MessageFate, Via, Watch},
     rooms::{RoomInfo, RoomOptions},
-    routing::{Direct, SYSTEM, SendOptions, SendReceipt},
+    routing::{SendOptions, SendReceipt},
     service::NodeService,
     session::Session,
 };
@@ -119,36 +122,88 @@ impl Hub {
         Arc::make_mut(&mut handlers).insert(message_type.into(), typed(handler));
     }
 
-    /// Sends to every connection of a user. The receipt says what became of it: a message to a user without a
-    /// connection has failed.
+    /// Sends to a user: to every connection there is, or into the inbox of somebody who is away. The receipt says
+    /// where the message stands by then; for what has to be stored that is after the commit.
     ///
     /// # Errors
     ///
-    /// 1001 where the content is no JSON.
-    pub fn send_to_user(&self, user_id: &str, content: impl Serialize) -> Result<SendReceipt, ErrorReply> {
-        self.send_to_user_with(user_id, &json(&content)?, &SendOptions::default())
+    /// 1001 where the content is no JSON, 4003 where the inbox is full.
+    ///
+    /// # Cancel safety
+    ///
+    /// The message is sent, or not, before the first await; dropping the future only loses the receipt.
+    pub async fn send_to_user(&self, user_id: &str, content: impl Serialize) -> Result<SendReceipt, ErrorReply> {
+        self.send_to_user_with(user_id, &json(&content)?, &SendOptions::default()).await
     }
 
     /// Sends JSON as it is to a user, with options.
     ///
     /// # Errors
     ///
-    /// 4000 where the named client is none of the user's.
-    pub fn send_to_user_with(
+    /// As [`send_to_user`](Self::send_to_user); 4000 where the named client is none of the user's, 4004 where the
+    /// idempotency key was used for other content, 1001 for `require_ack` without an inbox.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`send_to_user`](Self::send_to_user).
+    pub async fn send_to_user_with(
         &self,
         user_id: &str,
         content: &RawValue,
         options: &SendOptions,
     ) -> Result<SendReceipt, ErrorReply> {
-        self.core().send_direct(&Direct {
-            message_type: options.message_type.as_deref().unwrap_or("user_message"),
-            sender_id: options.sender_id.as_deref().unwrap_or(SYSTEM),
-            content,
-            priority: options.priority,
-            target: user_id,
-            target_client: options.client_id.as_deref(),
-            from: None,
-        })
+        self.send_to(user_id, content, options, None).await.map(|answered| answered.receipt)
+    }
+
+    /// Sends to a user and waits for the end: until the message is acknowledged, sent, or has failed, all tries
+    /// included, or rests in the inbox.
+    ///
+    /// # Errors
+    ///
+    /// As [`send_to_user_with`](Self::send_to_user_with): of a message that was not accepted there is no result.
+    ///
+    /// # Cancel safety
+    ///
+    /// The message goes on when the future is dropped.
+    pub async fn send_to_user_with_retry(
+        &self,
+        user_id: &str,
+        content: impl Serialize,
+        options: &SendOptions,
+    ) -> Result<SendResult, ErrorReply> {
+        let (watch, result) = Watch::new();
+        let answered = self.send_to(user_id, &json(&content)?, options, Some(watch)).await?;
+        let SendReceipt { id, fate, .. } = answered.receipt;
+        // A repetition has nothing to wait for: the first send knows the end.
+        Ok(result.await.unwrap_or_else(|_| SendResult::new(id, fate, Vec::new(), Duration::ZERO)))
+    }
+
+    /// Sends one message to many users, each as [`send_to_user_with`](Self::send_to_user_with); returns what became
+    /// of each, in their order.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`send_to_user`](Self::send_to_user).
+    pub async fn send_to_users<'u>(
+        &self,
+        user_ids: impl IntoIterator<Item = &'u str>,
+        content: &RawValue,
+        options: &SendOptions,
+    ) -> Vec<Result<SendReceipt, ErrorReply>> {
+        let sends = user_ids.into_iter().map(|user_id| self.send_to_user_with(user_id, content, options));
+        futures_util::future::join_all(sends).await
+    }
+
+    async fn send_to(
+        &self,
+        user_id: &str,
+        content: &RawValue,
+        options: &SendOptions,
+        watch: Option<Watch>,
+    ) -> Result<Answered, ErrorReply> {
+        let (answer, answered) = oneshot_answer();
+        self.core().push(user_id, content, options, Via::Program("hub"), watch, answer);
+        answered.await
     }
 
     /// Sends to one connection of a user.
@@ -156,36 +211,57 @@ impl Hub {
     /// # Errors
     ///
     /// 4000 where the client is no connection of the user, though the user has others.
-    pub fn send_to_client(
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`send_to_user`](Self::send_to_user).
+    pub async fn send_to_client(
         &self,
         user_id: &str,
         client_id: &str,
         content: impl Serialize,
     ) -> Result<SendReceipt, ErrorReply> {
-        self.send_to_user_with(user_id, &json(&content)?, &SendOptions::default().client(client_id))
+        self.send_to_user_with(user_id, &json(&content)?, &SendOptions::default().client(client_id)).await
     }
 
-    /// Sends to all members of a room. Returns the message's id and the number of members.
+    /// Sends to all members of a room. Returns the message's id and the number of recipients.
     ///
     /// # Errors
     ///
     /// 3000 where there is no such room, 4003 where too much waits to be sent to it.
-    pub fn send_to_room(&self, room_id: &str, content: impl Serialize) -> Result<(Uuid, usize), ErrorReply> {
-        self.send_to_room_with(room_id, &json(&content)?, &SendOptions::default())
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`send_to_user`](Self::send_to_user).
+    pub async fn send_to_room(&self, room_id: &str, content: impl Serialize) -> Result<(Uuid, u64), ErrorReply> {
+        self.send_to_room_with(room_id, &json(&content)?, &SendOptions::default()).await
     }
 
-    /// Sends JSON as it is to a room, with options.
+    /// Sends JSON as it is to a room, with options. With `require_ack` it goes to the users of the members, each of
+    /// whom must acknowledge it.
     ///
     /// # Errors
     ///
-    /// As [`send_to_room`](Self::send_to_room).
-    pub fn send_to_room_with(
+    /// As [`send_to_room`](Self::send_to_room); 4002 where `require_ack` would have too many recipients.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`send_to_user`](Self::send_to_user).
+    pub async fn send_to_room_with(
         &self,
         room_id: &str,
         content: &RawValue,
         options: &SendOptions,
-    ) -> Result<(Uuid, usize), ErrorReply> {
-        self.core().send_room(room_id, content, options)
+    ) -> Result<(Uuid, u64), ErrorReply> {
+        let (answer, answered) = oneshot_answer();
+        self.core().send_room(room_id, content, options, Via::Program("hub"), answer);
+        answered.await.map(|answered| (answered.receipt.id, answered.recipients))
+    }
+
+    /// What became of a message for each recipient, as long as that is remembered (`outcomes.retention`). Plain room
+    /// messages and broadcasts, and plain messages between clients, are not.
+    pub fn message_status(&self, id: Uuid) -> Option<MessageFate> {
+        self.core().message_fate(id)
     }
 
     /// Sends to everybody, or to everybody of one user type. Returns the message's id and the number of connections.
@@ -353,6 +429,19 @@ fn count_or_refuse(results: Vec<Result<(), ErrorReply>>) -> Result<usize, ErrorR
         Some(error) if succeeded == 0 => Err(error),
         _ => Ok(succeeded),
     }
+}
+
+/// An answer, and where it arrives.
+pub(crate) fn oneshot_answer() -> (Answer, impl Future<Output = Result<Answered, ErrorReply>>) {
+    let (sender, receiver) = oneshot::channel();
+    let answer: Answer = Box::new(move |result| {
+        // Whoever asked may have gone.
+        let _ = sender.send(result);
+    });
+    let answered = receiver.map(|result| {
+        result.unwrap_or_else(|_| Err(ErrorReply::new(ErrorCode::ServerError, "the hub is shutting down")))
+    });
+    (answer, answered)
 }
 
 fn json(content: &impl Serialize) -> Result<Box<RawValue>, ErrorReply> {

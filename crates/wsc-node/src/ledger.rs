@@ -1,33 +1,44 @@
-//! User-addressed messages that have to wait. What became of every message stands in the transport's ledger.
+//! Plain user-addressed messages that have to wait. What became of every message stands in the transport's ledger.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
-use wsc_events::EventBus;
-use wsc_failure::{FailureEvent, FailureRouter};
-use wsc_protocol::{Event, EventType, FailureReason, HubMessage, Id, MessageInfo};
-use wsc_transport::{Fanouts, Ledger, Settle, Tally};
+use bytes::Bytes;
+use uuid::Uuid;
+use wsc_failure::FailureEvent;
+use wsc_protocol::{FailureReason, Fate, Id, Priority};
+use wsc_transport::{Settle, Tally};
+
+use crate::{
+    core::Core,
+    encode::now_ms,
+    mail::{Record, Watch},
+};
 
 /// Enters one pair that failed for `reason`.
 pub(crate) fn note_failure(tally: &mut Tally, reason: FailureReason) {
     match reason {
         FailureReason::QueueFull => tally.queue_full += 1,
         FailureReason::ConnClosed => tally.conn_closed += 1,
+        FailureReason::UserOffline => tally.offline += 1,
+        FailureReason::AckTimeout => tally.timed_out += 1,
         _ => tally.other += 1,
     }
 }
 
-/// One user-addressed message that has to wait on all the connections that take it: sent with the first that writes
-/// it, failed with the last that cannot.
-#[derive(Debug)]
+/// One message that has to wait on all the connections that take it: sent with the first that writes it, failed with
+/// the last that cannot.
 pub(crate) struct Transit {
-    fanouts: Fanouts,
-    events: EventBus,
-    failures: FailureRouter,
-    message: Arc<HubMessage>,
+    core: Arc<Core>,
+    id: Uuid,
+    /// The [`Record`] of the message.
+    body: Bytes,
     recipient: Id,
+    /// Whether its fate can be asked for.
+    is_remembered: bool,
+    watch: Option<Watch>,
     /// Connections that may still write it, and one for the sender until it has asked them all.
     open: AtomicU32,
     settled: AtomicBool,
@@ -36,68 +47,72 @@ pub(crate) struct Transit {
 impl Transit {
     /// Accepts the message.
     pub(crate) fn new(
-        fanouts: &Fanouts,
-        events: &EventBus,
-        failures: &FailureRouter,
-        message: HubMessage,
-        recipient: &Id,
+        core: &Arc<Core>,
+        id: Uuid,
+        body: Bytes,
+        recipient: Id,
+        is_remembered: bool,
+        watch: Option<Watch>,
     ) -> Arc<Self> {
-        fanouts.stats().ledger().note(|tally| {
+        core.fanouts.stats().ledger().note(|tally| {
             tally.accepted += 1;
             tally.in_flight += 1;
         });
-        Arc::new(Self {
-            fanouts: fanouts.clone(),
-            events: events.clone(),
-            failures: failures.clone(),
-            message: Arc::new(message),
-            recipient: recipient.clone(),
-            open: AtomicU32::new(1),
-            settled: AtomicBool::new(false),
-        })
-    }
-
-    fn info(&self) -> MessageInfo {
-        MessageInfo {
-            id: self.message.id,
-            message_type: self.message.message_type.clone(),
-            sender_id: self.message.sender_id.clone(),
-            room_id: None,
-            user_id: Some(self.recipient.to_string()),
+        if let Some(watch) = &watch {
+            watch.attempt();
         }
+        let (open, settled) = (AtomicU32::new(1), AtomicBool::new(false));
+        Arc::new(Self { core: Arc::clone(core), id, body, recipient, is_remembered, watch, open, settled })
     }
 
-    fn ledger(&self) -> &Ledger {
-        self.fanouts.stats().ledger()
+    pub(crate) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    pub(crate) fn recipient(&self) -> &Id {
+        &self.recipient
+    }
+
+    pub(crate) fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
+    }
+
+    pub(crate) fn priority(&self) -> Priority {
+        Record::decode(&self.body).map_or_else(Priority::default, |record| record.priority)
     }
 
     /// One more connection has it in its queue.
     pub(crate) fn wait_on_one_more(self: &Arc<Self>) -> Arc<dyn Settle> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Arc::clone(self) as Arc<dyn Settle>
+        Arc::new(Waiting(Arc::clone(self)))
+    }
+
+    /// One more attempt may still write it.
+    pub(crate) fn hold(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The first connection that wrote it settles it; returns whether this one was.
     pub(crate) fn sent(&self) -> bool {
         let first = !self.settled.swap(true, Ordering::AcqRel);
         if first {
-            self.ledger().note(|tally| {
+            self.core.fanouts.stats().ledger().note(|tally| {
                 tally.in_flight -= 1;
                 tally.sent += 1;
             });
+            self.tell(Fate::SENT);
         }
         first
     }
 
-    /// A connection wrote it after a while.
+    /// A connection wrote it.
     pub(crate) fn written(&self) {
-        self.ledger().note(|tally| tally.copies += 1);
-        if self.sent() {
-            self.events.publish_with(EventType::MessageDelivered, || Event::MessageDelivered {
-                message: self.info(),
-                recipients: 1,
-            });
-        }
+        self.core.fanouts.stats().ledger().note(|tally| tally.copies += 1);
+        self.sent();
     }
 
     /// Whether it needs no more tries.
@@ -106,31 +121,65 @@ impl Transit {
     }
 
     /// One of those that might have written it cannot (or was never needed).
-    pub(crate) fn one_less(&self, reason: FailureReason) {
-        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 && !self.settled.swap(true, Ordering::AcqRel) {
-            self.ledger().note(|tally| {
-                tally.in_flight -= 1;
-                note_failure(tally, reason);
-            });
-            self.events.publish_with(EventType::MessageFailed, || Event::MessageFailed {
-                message: self.info(),
-                reason,
-                recipients: 1,
-            });
-            let event = FailureEvent::new(Arc::clone(&self.message), self.recipient.clone(), reason, reason.as_str());
-            self.failures.route(event);
+    pub(crate) fn one_less(self: &Arc<Self>, reason: FailureReason) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) != 1 || self.settled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if reason == FailureReason::QueueFull && self.core.spill(self) {
+            return;
+        }
+        self.fail(reason);
+    }
+
+    /// It has failed for good.
+    pub(crate) fn fail(&self, reason: FailureReason) {
+        self.core.fanouts.stats().ledger().note(|tally| {
+            tally.in_flight -= 1;
+            note_failure(tally, reason);
+        });
+        self.tell(Fate::failed(reason));
+        if let Some(record) = Record::decode(&self.body) {
+            let message = Arc::new(record.message(self.id));
+            let event = FailureEvent::new(message, self.recipient.clone(), reason, reason.as_str());
+            let waited = std::time::Duration::from_millis(now_ms().saturating_sub(record.timestamp));
+            self.core.route_failure(event.after(0, waited).with_timestamp(now_ms()));
+        }
+    }
+
+    fn tell(&self, fate: Fate) {
+        if let Some(watch) = &self.watch {
+            watch.finish(self.id, fate);
+        }
+        let Some(record) = Record::decode(&self.body) else { return };
+        let user_id = self.recipient.as_str();
+        if self.is_remembered {
+            self.core.note_outcome(self.id, record.sender_id, &self.recipient, fate, 1);
+        }
+        if record.wants_receipt {
+            self.core.send_receipt(self.id, &record, user_id, fate, 1);
+        }
+        self.core.note_end_of(|| record.info(self.id, user_id), fate);
+    }
+}
+
+/// One connection's copy in its queue.
+#[derive(Debug)]
+struct Waiting(Arc<Transit>);
+
+impl Settle for Waiting {
+    fn settle(&self, result: Result<(), FailureReason>) {
+        match result {
+            Ok(()) => {
+                self.0.written();
+                self.0.one_less(FailureReason::Unknown);
+            }
+            Err(reason) => self.0.one_less(reason),
         }
     }
 }
 
-impl Settle for Transit {
-    fn settle(&self, result: Result<(), FailureReason>) {
-        match result {
-            Ok(()) => {
-                self.written();
-                self.one_less(FailureReason::Unknown);
-            }
-            Err(reason) => self.one_less(reason),
-        }
+impl std::fmt::Debug for Transit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transit").field("id", &self.id).field("recipient", &self.recipient).finish_non_exhaustive()
     }
 }

@@ -11,9 +11,10 @@
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let hub = Hub::builder()
 //!     .on("shout", |_: Context, text: String| async move { Ok::<_, ErrorReply>(text.to_uppercase()) })
-//!     .start()?;
+//!     .start()
+//!     .await?;
 //! hub.listen("127.0.0.1:8080".parse()?)?;
-//! hub.send_to_user("alice", "hello")?;
+//! hub.send_to_user("alice", "hello").await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -33,6 +34,7 @@ mod exposure;
 mod hub;
 mod ledger;
 mod limits;
+mod mail;
 mod metrics;
 mod presence;
 mod retry;
@@ -46,6 +48,8 @@ mod users;
 pub use builder::{HubBuilder, StartError};
 pub use context::{Context, MessageHandler};
 pub use hub::{Hub, ListenError};
+pub use mail::{MessageFate, PairFate};
 pub use rooms::{RoomInfo, RoomOptions};
 pub use routing::{SendOptions, SendReceipt};
+pub use settings::inbox_limits;
 pub use wsc_protocol::ErrorReply;

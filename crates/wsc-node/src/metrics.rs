@@ -16,24 +16,28 @@ pub(crate) struct Metrics {
     disconnections: Vec<Counter>,
     fanout_duration: Histogram,
     fanout_frames: Counter,
+    ack_latency: Histogram,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Result<Self, BuildError> {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full("wsc_fanout_duration_seconds".to_owned()), FANOUT_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full("wsc_ack_latency_seconds".to_owned()), ACK_BUCKETS)?
             .build_recorder();
         let handle = recorder.handle();
-        let (disconnections, fanout_duration, fanout_frames) = metrics::with_local_recorder(&recorder, || {
-            describe();
-            let disconnections = DisconnectReason::ALL
-                .iter()
-                .map(|reason| metrics::counter!("wsc_disconnections_total", "reason" => reason.as_str()))
-                .collect();
-            let duration = metrics::histogram!("wsc_fanout_duration_seconds");
-            (disconnections, duration, metrics::counter!("wsc_fanout_frames_total"))
-        });
-        Ok(Self { recorder, handle, disconnections, fanout_duration, fanout_frames })
+        let (disconnections, fanout_duration, fanout_frames, ack_latency) =
+            metrics::with_local_recorder(&recorder, || {
+                describe();
+                let disconnections = DisconnectReason::ALL
+                    .iter()
+                    .map(|reason| metrics::counter!("wsc_disconnections_total", "reason" => reason.as_str()))
+                    .collect();
+                let duration = metrics::histogram!("wsc_fanout_duration_seconds");
+                let ack_latency = metrics::histogram!("wsc_ack_latency_seconds");
+                (disconnections, duration, metrics::counter!("wsc_fanout_frames_total"), ack_latency)
+            });
+        Ok(Self { recorder, handle, disconnections, fanout_duration, fanout_frames, ack_latency })
     }
 
     pub(crate) fn disconnected(&self, reason: DisconnectReason) {
@@ -51,6 +55,11 @@ impl Metrics {
     pub(crate) fn fanout(&self, report: FanoutReport) {
         self.fanout_duration.record(report.duration);
         self.fanout_frames.increment(report.frames.into());
+    }
+
+    /// A message was acknowledged, so long after it was accepted.
+    pub(crate) fn ack_latency(&self, milliseconds: u64) {
+        self.ack_latency.record(milliseconds as f64 / 1000.0);
     }
 
     /// Moves samples from buffers into histograms; without it they grow until somebody scrapes.
@@ -93,19 +102,22 @@ fn collect(core: &Core) {
         metrics::counter!("wsc_handshake_failures_total", "reason" => reason).absolute(times);
     }
     metrics::counter!("wsc_messages_accepted_total").absolute(whole(tally.accepted));
-    metrics::counter!("wsc_messages_recovered_total").absolute(0);
-    metrics::counter!("wsc_messages_released_total").absolute(0);
+    metrics::counter!("wsc_messages_recovered_total").absolute(whole(tally.recovered));
+    metrics::counter!("wsc_messages_released_total").absolute(whole(tally.released));
     for (outcome, times) in [
-        (Outcome::Acked, 0),
+        (Outcome::Acked, whole(tally.acked)),
         (Outcome::Sent, whole(tally.sent)),
         (Outcome::Failed, whole(tally.failed())),
-        (Outcome::Expired, 0),
-        (Outcome::Rejected, 0),
+        (Outcome::Expired, whole(tally.expired)),
+        (Outcome::Rejected, whole(tally.rejected)),
     ] {
         metrics::counter!("wsc_messages_total", "outcome" => outcome.as_str()).absolute(times);
     }
-    set(&metrics::gauge!("wsc_messages_stored"), 0);
+    set(&metrics::gauge!("wsc_messages_stored"), whole(tally.stored));
     set(&metrics::gauge!("wsc_messages_in_flight"), whole(tally.in_flight));
+    for (reason, times) in core.mail.ignored_acks() {
+        metrics::counter!("wsc_acks_ignored_total", "reason" => reason).absolute(times);
+    }
     let (attempts, successes) = core.retries.counts();
     metrics::counter!("wsc_retry_attempts_total").absolute(attempts);
     metrics::counter!("wsc_retry_success_total").absolute(successes);
@@ -159,10 +171,18 @@ fn describe() {
     describe_counter!("wsc_slow_consumers_total", "Times a full queue was met, by what was done about it.");
     describe_histogram!("wsc_fanout_duration_seconds", Unit::Seconds, "Time of one fan-out round, all members.");
     describe_counter!("wsc_fanout_frames_total", "Frames that went through fan-out rounds.");
+    describe_histogram!("wsc_ack_latency_seconds", Unit::Seconds, "From acceptance to acknowledgement.");
+    describe_counter!("wsc_acks_ignored_total", "Acknowledgements that meant nothing, by reason.");
     describe_counter!("wsc_retry_attempts_total", "Times a message that found no room was tried again.");
     describe_counter!("wsc_retry_success_total", "Times that helped.");
     describe_counter!("wsc_failures_by_reason_total", "Pairs that failed, by reason.");
 }
+
+/// From a client next door to one that was away for a week, in seconds.
+const ACK_BUCKETS: &[f64] = &[
+    0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0, 86_400.0,
+    604_800.0,
+];
 
 /// From one small room to the largest with a slow kernel, in seconds.
 const FANOUT_BUCKETS: &[f64] =

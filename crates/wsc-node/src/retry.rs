@@ -7,7 +7,7 @@ use std::{
 
 use parking_lot::Mutex;
 use wsc_delivery::{Retry, RetryBudget, RetryPolicy};
-use wsc_protocol::FailureReason;
+use wsc_protocol::{Event, EventType, FailureReason};
 use wsc_transport::{Encoded, QueuePolicy, Sent};
 
 use crate::{core::Core, ledger::Transit, session::Session};
@@ -71,7 +71,18 @@ impl Core {
         let seed = full.first().map_or(0, |session| session.id.as_u128() as u64) ^ frame.len() as u64;
         self.tasks.spawn(async move {
             let encoded = Encoded::new(&frame);
-            for delay in core.retries.policy.delays(seed) {
+            let reason = FailureReason::QueueFull;
+            for (attempt, delay) in (2..).zip(core.retries.policy.delays(seed)) {
+                if let Some(watch) = transit.watch() {
+                    watch.attempt_failed(reason);
+                }
+                core.events.publish_with(EventType::RetryStarted, || Event::RetryStarted {
+                    message_id: transit.id(),
+                    user_id: transit.recipient().clone(),
+                    reason,
+                    attempt,
+                    delay_ms: delay.as_millis() as u64,
+                });
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
                     () = core.stop.cancelled() => break,
@@ -80,8 +91,12 @@ impl Core {
                     break;
                 }
                 core.retries.attempts.fetch_add(1, Relaxed);
+                if let Some(watch) = transit.watch() {
+                    watch.attempt();
+                }
+                let priority = transit.priority();
                 full.retain(|session| {
-                    let sent = session.outbound.deliver(&encoded, &mut || Some(transit.wait_on_one_more()));
+                    let sent = session.offer(&encoded, priority, false, &mut || Some(transit.wait_on_one_more()));
                     if sent == Sent::Written {
                         transit.written();
                     }

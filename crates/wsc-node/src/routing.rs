@@ -1,13 +1,15 @@
 //! Where messages go.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
+use wsc_config::QueuePolicy as QueuePolicySetting;
+use wsc_delivery::mailbox::{Kind, Letter};
 use wsc_failure::FailureEvent;
 use wsc_protocol::{
-    ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, HubMessage, Id, MessageInfo, Priority, UserType,
+    ErrorCode, ErrorReply, Event, EventType, FailureInfo, FailureReason, Fate, Id, MessageInfo, Priority, UserType,
     encode::Delivery,
 };
 use wsc_transport::{Encoded, PublishError, Sent};
@@ -16,6 +18,7 @@ use crate::{
     core::Core,
     encode::{now_ms, with_frame},
     ledger::{Transit, note_failure},
+    mail::{Answer, Plain, Record, Reliability, RoomSend, Via, Watch, has_inbox},
     session::{Seat, Session},
     users::Recipients,
 };
@@ -32,6 +35,12 @@ pub struct SendOptions {
     pub priority: Priority,
     /// Only this connection of the user.
     pub client_id: Option<String>,
+    /// Whether the receiver must acknowledge it. It is stored first, and sent again until it is settled.
+    pub require_ack: bool,
+    /// How long it may wait for its receiver; default `storage.message_ttl`, which it cannot exceed.
+    pub ttl: Option<Duration>,
+    /// Makes a repeated send harmless: within `idempotency.window` the same key gets the first answer again.
+    pub idempotency_key: Option<String>,
 }
 
 impl SendOptions {
@@ -56,6 +65,36 @@ impl SendOptions {
         self
     }
 
+    /// Asks the receiver for an acknowledgement.
+    #[must_use]
+    pub fn require_ack(mut self) -> Self {
+        self.require_ack = true;
+        self
+    }
+
+    /// Sets how long it may wait for its receiver.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Names the send, so that it can be repeated without harm.
+    #[must_use]
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    pub(crate) fn reliability(&self) -> Reliability<'_> {
+        Reliability {
+            require_ack: self.require_ack,
+            receipt: false,
+            ttl: self.ttl,
+            idempotency_key: self.idempotency_key.as_deref(),
+        }
+    }
+
     /// Addresses one connection of the user.
     #[must_use]
     pub fn client(mut self, client_id: impl Into<String>) -> Self {
@@ -73,6 +112,34 @@ pub struct SendReceipt {
     /// Where it stands.
     #[serde(flatten)]
     pub fate: Fate,
+    /// Whether it answers a repetition: nothing was sent for that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub duplicate: bool,
+}
+
+impl SendReceipt {
+    pub(crate) fn new(id: Uuid, fate: Fate) -> Self {
+        Self { id, fate, duplicate: false }
+    }
+}
+
+/// A plain message to a user that is being sent.
+struct PlainSend<'m> {
+    id: Uuid,
+    direct: &'m Direct<'m>,
+    record: Record<'m>,
+}
+
+impl PlainSend<'_> {
+    /// Programs may ask what became of it; between clients that costs more than it is worth.
+    fn is_remembered(&self) -> bool {
+        !self.record.is_from_client
+    }
+
+    /// Whether it may wait in the inbox. What is for one connection only ends with that.
+    fn may_be_stored(&self) -> bool {
+        self.direct.target_client.is_none() && has_inbox(self.direct.target)
+    }
 }
 
 /// One message to one user.
@@ -88,69 +155,136 @@ pub(crate) struct Direct<'m> {
 }
 
 impl Core {
-    /// Sends to the connections of a user. A message to an offline user fails at once: nothing is stored yet.
-    pub(crate) fn send_direct(self: &Arc<Self>, direct: &Direct<'_>) -> Result<SendReceipt, ErrorReply> {
+    /// Sends a program's message to a user.
+    pub(crate) fn push(
+        self: &Arc<Self>,
+        user_id: &str,
+        content: &RawValue,
+        options: &SendOptions,
+        via: Via<'_>,
+        watch: Option<Watch>,
+        answer: Answer,
+    ) {
+        let direct = Direct {
+            message_type: options.message_type.as_deref().unwrap_or("user_message"),
+            sender_id: options.sender_id.as_deref().unwrap_or(SYSTEM),
+            content,
+            priority: options.priority,
+            target: user_id,
+            target_client: options.client_id.as_deref(),
+            from: None,
+        };
+        self.send_user(&direct, &options.reliability(), via, watch, answer);
+    }
+
+    /// Sends a plain message to the connections of a user. Whoever is away has an inbox, or the message fails.
+    pub(crate) fn send_plain(
+        self: &Arc<Self>,
+        direct: &Direct<'_>,
+        id: Uuid,
+        wish: &Reliability<'_>,
+        via: Via<'_>,
+        watch: Option<Watch>,
+    ) -> Result<Plain, ErrorReply> {
+        let plain = PlainSend {
+            id,
+            direct,
+            record: Record {
+                kind: Kind::Plain,
+                wants_receipt: wish.receipt,
+                is_from_client: matches!(via, Via::Client),
+                priority: direct.priority,
+                timestamp: now_ms(),
+                message_type: direct.message_type,
+                sender_id: direct.sender_id,
+                room_id: None,
+                content: direct.content,
+            },
+        };
         let user = self.users.get(direct.target);
         let recipients = match (&user, direct.target_client) {
-            (None, _) => return Ok(self.fail_offline(direct)),
+            (None, _) => return Ok(self.away(&plain, watch)),
             (Some(user), None) => user.recipients(),
             (Some(user), Some(client_id)) => {
                 let session = user.find_client(client_id).filter(|s| s.outbound.is_open());
                 Recipients::One(session.ok_or(ErrorCode::ClientNotFound)?)
             }
         };
-        let id = Uuid::now_v7();
-        let delivery = Delivery {
-            id,
-            message_type: direct.message_type,
-            sender_id: direct.sender_id,
-            room_id: None,
-            echo_target: None,
-            content: direct.content,
-            timestamp: now_ms(),
-            priority: direct.priority,
+        let delivery = plain.record.delivery(id);
+        let sent = if self.mail.holding_back(direct.target) {
+            let only = direct.target_client.and_then(|_| recipients.as_slice().first().map(|session| session.id));
+            Ok((self.pass_through(&plain, only, watch), true))
+        } else {
+            with_message(&delivery, |frame| self.deliver(&plain, &recipients, frame, watch))
         };
-        let fate = with_message(&delivery, |frame| self.deliver(direct, &delivery, &recipients, frame));
-        let Some(fate) = fate else { return Ok(self.fail_offline(direct)) };
+        let (fate, is_tracked) = match sent {
+            Ok(sent) => sent,
+            Err(watch) => return Ok(self.away(&plain, watch)),
+        };
         if let Some(from) = direct.from.filter(|from| from.user.id.as_str() != direct.target) {
             Self::echo(from, &delivery, direct.target);
         }
-        self.note_direct(direct, id, fate);
-        Ok(SendReceipt { id, fate })
+        self.note_plain(&plain, fate, is_tracked);
+        Ok(Plain::Done(SendReceipt::new(id, fate)))
     }
 
-    /// Writes one frame to each recipient; `None` where none of them takes messages any more.
+    /// The receiver is away.
+    fn away(self: &Arc<Self>, plain: &PlainSend<'_>, watch: Option<Watch>) -> Plain {
+        if plain.may_be_stored() && self.mail.keeper().is_some() {
+            return Plain::Away(watch);
+        }
+        let fate = Fate::failed(FailureReason::UserOffline);
+        self.settle_at_once(plain, FailureReason::UserOffline, watch);
+        self.note_plain(plain, fate, false);
+        Plain::Done(SendReceipt::new(plain.id, fate))
+    }
+
+    /// Has the receiver's mailbox send it, behind what it sends before.
+    fn pass_through(self: &Arc<Self>, plain: &PlainSend<'_>, only: Option<Uuid>, watch: Option<Watch>) -> Fate {
+        let owner = Id::generated(plain.direct.target);
+        let body = plain.record.encode();
+        let transit = Transit::new(self, plain.id, body.clone(), owner.clone(), plain.is_remembered(), watch);
+        let letter = Letter { id: plain.id, kind: Kind::Plain, body, expires_at: None, only };
+        self.pass_on(&owner, letter, transit);
+        Fate::PENDING
+    }
+
+    /// Writes one frame to each recipient. Returns where the message stands, and whether a [`Transit`] has it. The
+    /// watch comes back where the message is not accepted: nobody takes it now, but the inbox may.
     fn deliver(
         self: &Arc<Self>,
-        direct: &Direct<'_>,
-        delivery: &Delivery<'_>,
+        plain: &PlainSend<'_>,
         recipients: &Recipients,
         frame: &Encoded<'_>,
-    ) -> Option<Fate> {
+        watch: Option<Watch>,
+    ) -> Result<(Fate, bool), Option<Watch>> {
+        let watch = Cell::new(watch);
         let ledger = self.fanouts.stats().ledger();
         let mut transit: Option<Arc<Transit>> = None;
         let mut written = 0;
         let mut dropped = Vec::new();
         let begin = |user_id: &Id| {
-            let Delivery { id, message_type, sender_id, content, timestamp, priority, .. } = *delivery;
-            let mut message = HubMessage::new(id, message_type, sender_id, content, timestamp);
-            message.priority = priority;
-            Transit::new(&self.fanouts, &self.events, &self.failures, message, user_id)
+            let body = plain.record.encode();
+            Transit::new(self, plain.id, body, user_id.clone(), plain.is_remembered(), watch.take())
         };
         for session in recipients.as_slice() {
             let mut track = || Some(transit.get_or_insert_with(|| begin(&session.user.id)).wait_on_one_more());
-            match session.outbound.deliver(frame, &mut track) {
+            match session.offer(frame, plain.record.priority, false, &mut track) {
                 Sent::Written => written += 1,
                 Sent::Dropped => dropped.push(Arc::clone(session)),
                 Sent::Queued | Sent::Closed => {}
             }
         }
         if written == 0 && dropped.is_empty() && transit.is_none() {
-            return None;
+            return Err(watch.take());
+        }
+        if written == 0 && transit.is_none() && self.spills() && plain.may_be_stored() {
+            // Nobody has it in a queue: it is stored as if its receiver were away.
+            return Err(watch.take());
         }
         if written == 0 && !dropped.is_empty() && self.may_retry(FailureReason::QueueFull) {
             let transit = transit.get_or_insert_with(|| begin(&dropped[0].user.id));
-            transit.wait_on_one_more();
+            transit.hold();
             self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped));
         }
         for session in dropped {
@@ -163,7 +297,7 @@ impl Core {
                     transit.sent();
                 }
                 transit.one_less(FailureReason::QueueFull);
-                Some(if written > 0 { Fate::SENT } else { Fate::PENDING })
+                Ok((if written > 0 { Fate::SENT } else { Fate::PENDING }, true))
             }
             None if written > 0 => {
                 ledger.note(|tally| {
@@ -171,26 +305,54 @@ impl Core {
                     tally.sent += 1;
                     tally.copies += written;
                 });
-                Some(Fate::SENT)
+                self.settled_at_once(plain, Fate::SENT, watch.take());
+                Ok((Fate::SENT, false))
             }
             None => {
-                ledger.note(|tally| {
-                    tally.accepted += 1;
-                    note_failure(tally, FailureReason::QueueFull);
-                });
-                self.fail(direct, delivery.id, FailureReason::QueueFull);
-                Some(Fate::failed(FailureReason::QueueFull))
+                self.settle_at_once(plain, FailureReason::QueueFull, watch.take());
+                Ok((Fate::failed(FailureReason::QueueFull), false))
             }
         }
     }
 
+    /// Queues were full: they are tried again, where that may help, or tell their peers what they miss.
+    pub(crate) fn refused_by_queue(
+        self: &Arc<Self>,
+        transit: &Arc<Transit>,
+        frame: &Encoded<'_>,
+        full: Vec<Arc<Session>>,
+    ) {
+        if self.may_retry(FailureReason::QueueFull) {
+            transit.hold();
+            self.retry(Arc::clone(transit), frame.plain().to_vec(), full);
+            return;
+        }
+        for session in full {
+            session.outbound.tell_gap(frame.plain().len());
+        }
+    }
+
+    /// Whether what finds a full queue goes to the inbox.
+    fn spills(&self) -> bool {
+        self.settings().queue.policy == QueuePolicySetting::Spill && self.mail.keeper().is_some()
+    }
+
+    /// Stores a message that was dropped from a full queue, where the settings say so.
+    pub(crate) fn spill(self: &Arc<Self>, transit: &Arc<Transit>) -> bool {
+        if !self.spills() || !has_inbox(transit.recipient().as_str()) {
+            return false;
+        }
+        self.store_transit(transit);
+        true
+    }
+
     /// Shows a direct message to the sender's other connections.
-    fn echo(from: &Arc<Session>, delivery: &Delivery<'_>, target: &str) {
+    pub(crate) fn echo(from: &Arc<Session>, delivery: &Delivery<'_>, target: &str) {
         let Recipients::Many(sessions) = from.user.recipients() else { return };
         let delivery = Delivery { echo_target: Some(target), ..*delivery };
         with_message(&delivery, |frame| {
             for session in sessions.iter().filter(|s| !Arc::ptr_eq(s, from)) {
-                if session.outbound.deliver(frame, &mut || None) == Sent::Dropped {
+                if session.offer(frame, delivery.priority, false, &mut || None) == Sent::Dropped {
                     session.outbound.tell_gap(frame.plain().len());
                 }
             }
@@ -198,50 +360,64 @@ impl Core {
     }
 
     /// Accepts a message that has nowhere to go.
-    fn fail_offline(&self, direct: &Direct<'_>) -> SendReceipt {
-        let (id, reason) = (Uuid::now_v7(), FailureReason::UserOffline);
+    fn settle_at_once(self: &Arc<Self>, plain: &PlainSend<'_>, reason: FailureReason, watch: Option<Watch>) {
         self.fanouts.stats().ledger().note(|tally| {
             tally.accepted += 1;
             note_failure(tally, reason);
         });
-        self.fail(direct, id, reason);
-        let fate = Fate::failed(reason);
-        self.note_direct(direct, id, fate);
-        SendReceipt { id, fate }
+        self.settled_at_once(plain, Fate::failed(reason), watch);
+        let message = Arc::new(plain.record.message(plain.id));
+        let recipient = Id::generated(plain.direct.target);
+        let event = FailureEvent::new(message, recipient, reason, reason.as_str());
+        self.route_failure(event);
     }
 
-    fn fail(&self, direct: &Direct<'_>, id: Uuid, reason: FailureReason) {
-        let mut message = HubMessage::new(id, direct.message_type, direct.sender_id, direct.content, now_ms());
-        message.priority = direct.priority;
-        let recipient = Id::generated(direct.target);
-        self.failures.route(FailureEvent::new(Arc::new(message), recipient, reason, reason.as_str()));
-    }
-
-    fn note_direct(&self, direct: &Direct<'_>, id: Uuid, fate: Fate) {
-        let info = || MessageInfo {
-            id,
-            message_type: direct.message_type.to_owned(),
-            sender_id: direct.sender_id.to_owned(),
-            room_id: None,
-            user_id: Some(direct.target.to_owned()),
-        };
-        self.events.publish_with(EventType::MessageSent, || Event::MessageSent { message: info(), recipients: 1 });
-        if fate == Fate::SENT {
-            self.events.publish_with(EventType::MessageDelivered, || Event::MessageDelivered {
-                message: info(),
-                recipients: 1,
-            });
-        } else if let Some(reason) = fate.reason {
-            self.events.publish_with(EventType::MessageFailed, || Event::MessageFailed {
-                message: info(),
-                reason,
-                recipients: 1,
-            });
+    /// Takes note of a fate that was final at once.
+    fn settled_at_once(&self, plain: &PlainSend<'_>, fate: Fate, watch: Option<Watch>) {
+        if let Some(watch) = watch {
+            watch.attempt();
+            watch.finish(plain.id, fate);
+        }
+        if plain.record.wants_receipt {
+            self.send_receipt(plain.id, &plain.record, plain.direct.target, fate, 1);
         }
     }
 
-    /// Sends a connection's message to the other members of its room.
-    pub(crate) fn send_room_from(
+    /// Counts a failure and has its handlers called; observers hear of it, too.
+    pub(crate) fn route_failure(&self, event: FailureEvent) {
+        self.events.publish_with(EventType::of_failure(event.reason.kind()), || {
+            Event::failure(FailureInfo {
+                message_id: event.message.id,
+                message_type: event.message.message_type.clone(),
+                sender_id: event.message.sender_id.clone(),
+                room_id: event.message.room_id.clone(),
+                user_id: event.recipient.clone(),
+                client_id: event.client_id.clone(),
+                user_type: event.user_type,
+                reason: event.reason,
+                error: event.error.clone(),
+                retries: event.retries,
+                duration_ms: event.duration.as_millis() as u64,
+            })
+        });
+        self.failures.route(event);
+    }
+
+    /// Takes note of a plain message that was accepted, and of its end where it has it.
+    fn note_plain(&self, plain: &PlainSend<'_>, fate: Fate, is_tracked: bool) {
+        let info = || plain.record.info(plain.id, plain.direct.target);
+        if plain.is_remembered() {
+            let recipient = Id::generated(plain.direct.target);
+            self.note_outcome(plain.id, plain.record.sender_id, &recipient, fate, 1);
+        }
+        self.events.publish_with(EventType::MessageSent, || Event::MessageSent { message: info(), recipients: 1 });
+        if !is_tracked {
+            self.note_end_of(info, fate);
+        }
+    }
+
+    /// Sends a connection's plain message to the other members of its room.
+    pub(crate) fn send_room_plain(
         &self,
         session: &Session,
         seat: &Seat,
@@ -250,20 +426,54 @@ impl Core {
         self.publish_room(seat, "room_message", session.user.id.as_str(), content, true)
     }
 
+    /// Sends a connection's message to the other members of its room, with wishes.
+    pub(crate) fn send_room_from(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        seat: &Seat,
+        content: &RawValue,
+        wish: &Reliability<'_>,
+        answer: Answer,
+    ) {
+        self.send_room_with(
+            &RoomSend {
+                seat,
+                sender: Some(session),
+                message_type: "room_message",
+                sender_id: session.user.id.as_str(),
+                content,
+                wish,
+                via: Via::Client,
+            },
+            answer,
+        );
+    }
+
     /// Sends a program's message to all members of a room.
     pub(crate) fn send_room(
-        &self,
+        self: &Arc<Self>,
         room_id: &str,
         content: &RawValue,
         options: &SendOptions,
-    ) -> Result<(Uuid, usize), ErrorReply> {
-        let room = self.rooms.get(room_id).ok_or(ErrorCode::RoomNotFound)?;
-        let message_type = options.message_type.as_deref().unwrap_or("room_message");
-        let sender_id = options.sender_id.as_deref().unwrap_or(SYSTEM);
-        self.publish_room(&Seat { room, slot: 0 }, message_type, sender_id, content, false)
+        via: Via<'_>,
+        answer: Answer,
+    ) {
+        let Some(room) = self.rooms.get(room_id) else { return answer(Err(ErrorCode::RoomNotFound.into())) };
+        self.send_room_with(
+            &RoomSend {
+                seat: &Seat { room, slot: 0 },
+                sender: None,
+                message_type: options.message_type.as_deref().unwrap_or("room_message"),
+                sender_id: options.sender_id.as_deref().unwrap_or(SYSTEM),
+                content,
+                wish: &options.reliability(),
+                via,
+            },
+            answer,
+        );
     }
 
-    fn publish_room(
+    pub(crate) fn publish_room(
         &self,
         seat: &Seat,
         message_type: &str,
@@ -274,14 +484,8 @@ impl Core {
         let id = Uuid::now_v7();
         let room = &seat.room;
         let delivery = Delivery {
-            id,
-            message_type,
-            sender_id,
             room_id: Some(room.id.as_str()),
-            echo_target: None,
-            content,
-            timestamp: now_ms(),
-            priority: Priority::Normal,
+            ..Delivery::new(id, message_type, sender_id, content, now_ms())
         };
         let except = exclude_seat.then_some(seat.slot);
         let published = with_message(&delivery, |frame| room.fanout.publish(frame, except));
@@ -314,16 +518,9 @@ impl Core {
         user_type: Option<UserType>,
         options: &SendOptions,
     ) -> Result<(Uuid, usize), ErrorReply> {
-        let delivery = Delivery {
-            id: Uuid::now_v7(),
-            message_type: options.message_type.as_deref().unwrap_or("broadcast"),
-            sender_id: options.sender_id.as_deref().unwrap_or(SYSTEM),
-            room_id: None,
-            echo_target: None,
-            content,
-            timestamp: now_ms(),
-            priority: Priority::Normal,
-        };
+        let message_type = options.message_type.as_deref().unwrap_or("broadcast");
+        let sender_id = options.sender_id.as_deref().unwrap_or(SYSTEM);
+        let delivery = Delivery::new(Uuid::now_v7(), message_type, sender_id, content, now_ms());
         let recipients = with_message(&delivery, |frame| self.publish_everywhere(user_type, |_| frame))?;
         self.note_broadcast(&delivery, recipients);
         Ok((delivery.id, recipients))
@@ -333,16 +530,7 @@ impl Core {
     pub(crate) fn broadcast_text(&self, text: &str) -> Result<(Uuid, usize), ErrorReply> {
         let content = serde_json::value::to_raw_value(text)
             .map_err(|e| ErrorReply::new(ErrorCode::ServerError, e.to_string()))?;
-        let delivery = Delivery {
-            id: Uuid::now_v7(),
-            message_type: "broadcast",
-            sender_id: SYSTEM,
-            room_id: None,
-            echo_target: None,
-            content: &content,
-            timestamp: now_ms(),
-            priority: Priority::Normal,
-        };
+        let delivery = Delivery::new(Uuid::now_v7(), "broadcast", SYSTEM, &content, now_ms());
         let bare = with_frame(|out| out.extend_from_slice(text.as_bytes()), <[u8]>::to_vec);
         let bare = Encoded::new(&bare);
         let recipients = with_message(&delivery, |frame| {
@@ -387,7 +575,7 @@ impl Core {
 }
 
 /// Encodes a message once, for all who get it.
-fn with_message<R>(delivery: &Delivery<'_>, send: impl FnOnce(&Encoded<'_>) -> R) -> R {
+pub(crate) fn with_message<R>(delivery: &Delivery<'_>, send: impl FnOnce(&Encoded<'_>) -> R) -> R {
     with_frame(|out| delivery.encode(out), |bytes| send(&Encoded::new(bytes)))
 }
 

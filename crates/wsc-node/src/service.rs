@@ -96,6 +96,7 @@ impl Core {
             },
             |frame| outbound.send(frame),
         );
+        let is_expected = self.expect_session(&user_id);
         let limit = UserLimit { max: settings.limits.user_connections, policy: settings.limits.user_policy };
         let Attached { session, replaced, evicted, is_first } = self.users.attach(&user_id, limit, |user| Session {
             id,
@@ -122,6 +123,7 @@ impl Core {
         if is_first {
             self.user_came(&user_id);
         }
+        self.mail_connected(&session, is_expected);
         match replaced {
             Some(replaced) => self.events.publish_with(EventType::ClientReconnected, || Event::ClientReconnected {
                 client: session.info(),
@@ -181,6 +183,7 @@ impl Handler for Connected {
         core.everyone.of(session.user_type, session.speaks_v1).leave(everyone_slot);
         core.leave_all(&session);
         let was_last = core.users.detach(&session) == Some(true);
+        core.mail_disconnected(&session);
         core.admitted.fetch_sub(1, Relaxed);
         core.metrics.disconnected(cause);
         core.events.publish_with(EventType::ClientDisconnected, || Event::ClientDisconnected {

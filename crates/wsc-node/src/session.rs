@@ -11,8 +11,8 @@ use std::{
 use parking_lot::Mutex;
 use uuid::Uuid;
 use wsc_auth::Permissions;
-use wsc_protocol::{ClientId, ClientInfo, UserType};
-use wsc_transport::{Member, Outbound, Slot};
+use wsc_protocol::{ClientId, ClientInfo, Priority, UserType};
+use wsc_transport::{Encoded, Member, Outbound, Sent, Settle, Slot, Terms};
 
 use crate::{rooms::Room, users::User};
 
@@ -174,6 +174,19 @@ impl Session {
             user_type: self.user_type,
             device_id: self.names.device_id().map(str::to_owned),
         }
+    }
+
+    /// Offers one message; `track` is asked for somebody to tell the end where it has to wait. What is reliable is
+    /// never dropped: it comes back where it does not fit.
+    pub(crate) fn offer(
+        &self,
+        frame: &Encoded<'_>,
+        priority: Priority,
+        is_reliable: bool,
+        track: &mut dyn FnMut() -> Option<Arc<dyn Settle>>,
+    ) -> Sent {
+        let terms = if is_reliable { Terms::reliable(priority) } else { Terms::plain(priority) };
+        self.outbound.deliver_on(terms, frame, track)
     }
 
     /// Counts one more bad frame in a row.

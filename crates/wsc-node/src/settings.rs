@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use wsc_config::{QueuePolicy as Policy, RetryBudgetSettings, Settings};
-use wsc_delivery::{RetryBudget, RetryConfig, RetryPolicy, RetryRules};
+use wsc_delivery::{RetryBudget, RetryConfig, RetryPolicy, RetryRules, mailbox::MailboxConfig};
 use wsc_events::EventBusConfig;
 use wsc_failure::FailureRouterConfig;
+use wsc_store::InboxLimits;
 use wsc_transport::{QueuePolicy, TransportConfig};
 
 use crate::retry::Retries;
@@ -19,10 +20,11 @@ pub(crate) fn transport(settings: &Settings) -> TransportConfig {
     config.ping_interval = settings.ping_interval;
     config.pong_timeout = settings.pong_timeout;
     config.queue_max_bytes = settings.queue.max_bytes.as_usize();
+    config.queue_total_bytes = settings.queue.total_bytes.as_usize();
     config.queue_policy = match settings.queue.policy {
         Policy::DropOldest => QueuePolicy::DropOldest,
         Policy::DropNewest => QueuePolicy::DropNewest,
-        // Spilling needs the inbox; the settings' check refuses it until then.
+        Policy::Spill => QueuePolicy::Spill,
         _ => QueuePolicy::Disconnect,
     };
     config.fanout_max_bytes = settings.rooms.max_pending_bytes.as_usize();
@@ -52,6 +54,29 @@ pub(crate) fn retries(settings: &Settings) -> Result<Retries, String> {
     let RetryBudgetSettings { ratio, min_per_second, .. } = settings.retry_budget;
     let budget = RetryBudget::new(ratio, min_per_second.into(), Instant::now()).map_err(|e| e.to_string())?;
     Ok(Retries::new(policy, budget))
+}
+
+/// How mailboxes behave.
+pub(crate) fn mailbox(settings: &Settings) -> MailboxConfig {
+    let mut config = MailboxConfig::default();
+    config.ack_timeout = settings.ack_timeout;
+    config.ack_max_retries = settings.ack_max_retries;
+    config.ack_retry_interval = settings.ack_retry_interval;
+    config.enable_offline_ack = settings.enable_offline_ack;
+    config.window_messages = settings.inbox.window_messages as usize;
+    config.window_bytes = settings.inbox.window_bytes.as_u64();
+    config.retry_interval = settings.inbox.retry_interval;
+    config.held_bytes = settings.queue.max_bytes.as_usize();
+    config
+}
+
+/// How much inboxes hold.
+pub fn inbox_limits(settings: &Settings) -> InboxLimits {
+    let mut limits = InboxLimits::default();
+    limits.user_messages = settings.storage.inbox_max_messages;
+    limits.user_bytes = settings.storage.inbox_max_bytes.as_u64();
+    limits.total_bytes = settings.storage.max_bytes.as_u64();
+    limits
 }
 
 pub(crate) fn events(_settings: &Settings) -> EventBusConfig {

@@ -360,9 +360,10 @@ pub enum Event {
         /// The last transmission before it.
         #[serde(flatten)]
         ack: AckInfo,
-        /// The connection that acknowledged.
-        session: Uuid,
-        /// From the last hand-over to the kernel to the acknowledgement, in milliseconds.
+        /// The connection that acknowledged, where it is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        session: Option<Uuid>,
+        /// From acceptance to the acknowledgement, in milliseconds.
         latency_ms: u64,
     },
     /// See [`EventType::AckTimeout`].
@@ -380,8 +381,6 @@ pub enum Event {
         /// The new transmission: its attempt is 2 or more.
         #[serde(flatten)]
         ack: AckInfo,
-        /// To how many connections it goes.
-        connections: u32,
     },
     /// See [`EventType::RetryStarted`].
     #[serde(rename = "retry.started")]
@@ -535,7 +534,7 @@ impl Event {
     /// The session of the connection that it is about, where it is about one.
     pub fn session(&self) -> Option<Uuid> {
         match self {
-            Self::AckReceived { session, .. } => Some(*session),
+            Self::AckReceived { session, .. } => *session,
             other => other.client().map(|client| client.session),
         }
     }
@@ -655,9 +654,9 @@ mod tests {
             Event::MessageSent { message: message(), recipients: 1 },
             Event::MessageDelivered { message: message(), recipients: 1 },
             Event::MessageFailed { message: message(), reason: FailureReason::Rejected, recipients: 1 },
-            Event::AckReceived { ack: ack(), session: Uuid::from_u128(1), latency_ms: 8 },
+            Event::AckReceived { ack: ack(), session: Some(Uuid::from_u128(1)), latency_ms: 8 },
             Event::AckTimeout { ack: ack(), waited_ms: 5000 },
-            Event::AckRetry { ack: ack(), connections: 2 },
+            Event::AckRetry { ack: ack() },
             Event::RetryStarted {
                 message_id: Uuid::from_u128(2),
                 user_id: id("alice"),

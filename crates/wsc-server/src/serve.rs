@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use wsc_hub::{Hub, Settings, config::Source};
+use wsc_hub::{Hub, Settings, config::Source, store::Opened};
 
 use crate::log;
 
@@ -25,7 +25,12 @@ pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
         // Asked for first: a signal that comes while the hub starts must not end it half-way.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let hub = Hub::builder().settings(settings.clone()).start()?;
+        let mut builder = Hub::builder().settings(settings.clone());
+        if let Some((inbox, opened)) = wsc_hub::open_inbox(settings)? {
+            report(settings, &opened);
+            builder = builder.inbox(inbox);
+        }
+        let hub = builder.start().await?;
         let address = hub.listen(settings.listen)?;
         let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
         greet(settings, source, address, internal);
@@ -50,6 +55,17 @@ pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
             _ = interrupt.recv() => Err(anyhow::anyhow!("ended by a second signal")),
         }
     })
+}
+
+/// Says what was found in the inbox, as far as there is something to say.
+fn report(settings: &Settings, opened: &Opened) {
+    let path = settings.storage.path.display();
+    if opened.was_repaired || opened.dropped > 0 {
+        let (messages, dropped) = (opened.messages, opened.dropped);
+        tracing::warn!(%path, messages, dropped, "the inbox was damaged and has been repaired");
+    } else if !opened.was_closed {
+        tracing::info!(%path, messages = opened.messages, "the inbox was not closed in order the last time");
+    }
 }
 
 /// Says where the hub is and how to try it.

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use wsc_protocol::Id;
 
 use crate::{
-    Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Page, Position, ReadLimit, StoreError,
+    Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Note, Page, Position, ReadLimit,
+    StoreError,
 };
 
 /// Runs every check, each on an empty store of its own with the limits that it names.
@@ -30,9 +31,12 @@ where
     nothing_is_stored_twice(&*open(InboxLimits::default()).await).await;
     removal_counts_once(&*open(InboxLimits::default()).await).await;
     users_are_apart(&*open(InboxLimits::default()).await).await;
+    single_entries_are_found(&*open(InboxLimits::default()).await).await;
+    notes_outlive_their_entries(&*open(InboxLimits { notes: 10, ..InboxLimits::default() }).await).await;
+    emptiness_is_never_made_up(&*open(InboxLimits::default()).await).await;
     ends_are_listed(&*open(InboxLimits::default()).await).await;
     bodies_come_back_as_they_were(&*open(InboxLimits::default()).await).await;
-    let small = InboxLimits { user_messages: 3, user_bytes: 100, total_bytes: 250 };
+    let small = InboxLimits { user_messages: 3, user_bytes: 100, total_bytes: 250, ..InboxLimits::default() };
     limits_refuse_the_new(&*open(small).await).await;
     a_reader_misses_nothing(open(InboxLimits { user_messages: 10_000, ..InboxLimits::default() }).await).await;
     one_of_many_removes(open(InboxLimits::default()).await).await;
@@ -115,6 +119,58 @@ async fn users_are_apart(store: &dyn InboxStore) {
         assert_eq!(remove(store, name, [1]).await, [true], "{name:?} removes its own");
     }
     assert_eq!(total(store).await, Depth::default());
+}
+
+async fn single_entries_are_found(store: &dyn InboxStore) {
+    let position = stored(append(store, "bob", [1, 2]).await)[1];
+    let get = async |name: &str, id| store.get(&key(name, id)).await.expect("get");
+    let expected = Entry::new(position, Uuid::from_u128(2), Bytes::from_static(b"body"), None);
+    assert_eq!(get("bob", 2).await, Some(expected));
+    assert_eq!(get("bob", 3).await, None, "never stored");
+    assert_eq!(get("carol", 2).await, None, "another user's");
+    remove(store, "bob", [2]).await;
+    assert_eq!(get("bob", 2).await, None, "removed");
+    assert!(get("bob", 1).await.is_some(), "not removed");
+}
+
+/// Needs a limit of ten notes.
+async fn notes_outlive_their_entries(store: &dyn InboxStore) {
+    let noted = |id, note_key: &[u8], value: &'static [u8], expires_at| {
+        let note = Note { key: Bytes::copy_from_slice(note_key), value: Bytes::from_static(value), expires_at };
+        NewEntry::new(user("bob"), Uuid::from_u128(id), Bytes::new()).with_note(note)
+    };
+    let notes = async |now| {
+        let mut notes = store.notes(now).await.expect("notes");
+        notes.sort_by(|a, b| a.key.cmp(&b.key));
+        notes.into_iter().map(|note| (note.key.to_vec(), note.value.to_vec(), note.expires_at)).collect::<Vec<_>>()
+    };
+    let entries = vec![noted(1, b"a", b"1", 100), noted(2, b"b", b"2", 200), noted(3, b"a", b"3", 300)];
+    store.append(entries).await.expect("append");
+    let (a, b) = ((b"a".to_vec(), b"3".to_vec(), 300), (b"b".to_vec(), b"2".to_vec(), 200));
+    assert_eq!(notes(0).await, [a.clone(), b.clone()], "the later one under a key counts");
+    remove(store, "bob", 1..4).await;
+    assert_eq!(notes(199).await, [a.clone(), b], "they stay when their entries go");
+    assert_eq!(notes(200).await, [a.clone()], "until they are over");
+
+    append(store, "bob", [4]).await;
+    store.append(vec![noted(4, b"c", b"4", 400)]).await.expect("append");
+    assert_eq!(notes(200).await, [a], "a duplicate brings none");
+
+    for id in 10..40 {
+        let key = id.to_string();
+        store.append(vec![noted(id, key.as_bytes(), b"", 1000 + id as u64)]).await.expect("append");
+    }
+    let kept = notes(0).await;
+    assert!(kept.len() <= 10, "no more than may be: {}", kept.len());
+    assert!(kept.iter().any(|(_, _, end)| *end == 1039), "the one that ends last is kept");
+}
+
+async fn emptiness_is_never_made_up(store: &dyn InboxStore) {
+    append(store, "bob", [1]).await;
+    assert!(!store.is_surely_empty(&user("bob")), "there is something");
+    remove(store, "bob", [1]).await;
+    append(store, "bob", [2]).await;
+    assert!(!store.is_surely_empty(&user("bob")), "there is something again");
 }
 
 async fn ends_are_listed(store: &dyn InboxStore) {
@@ -237,8 +293,14 @@ async fn a_closed_store_says_so(store: &dyn InboxStore) {
         Err(StoreError::Closed)
     ));
     assert!(matches!(store.expired(0, 1).await, Err(StoreError::Closed)));
+    assert!(matches!(store.get(&key("bob", 1)).await, Err(StoreError::Closed)));
+    assert!(matches!(store.notes(0).await, Err(StoreError::Closed)));
     assert!(matches!(store.depth(&user("bob")).await, Err(StoreError::Closed)));
     assert!(matches!(store.total().await, Err(StoreError::Closed)));
+}
+
+fn key(name: &str, id: u128) -> EntryKey {
+    EntryKey::new(user(name), Uuid::from_u128(id))
 }
 
 fn user(name: &str) -> Id {

@@ -245,11 +245,13 @@ pub struct InboxLimits {
     pub user_bytes: u64,
     /// Bytes of all users. Default 4 GiB.
     pub total_bytes: u64,
+    /// Notes of all entries, about. Default 100,000. Notes refuse no entry: those that end first are forgotten.
+    pub notes: u64,
 }
 
 impl Default for InboxLimits {
     fn default() -> Self {
-        Self { user_messages: 1000, user_bytes: 16 << 20, total_bytes: 4 << 30 }
+        Self { user_messages: 1000, user_bytes: 16 << 20, total_bytes: 4 << 30, notes: 100_000 }
     }
 }
 
@@ -299,6 +301,23 @@ pub struct Page {
 pub struct Depth {
     pub messages: u64,
     pub bytes: u64,
+}
+
+impl Depth {
+    pub(crate) fn grow(&mut self, len: u64) {
+        self.messages += 1;
+        self.bytes += len;
+    }
+
+    pub(crate) fn shrink(&mut self, len: u64) {
+        self.messages = self.messages.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(len);
+    }
+
+    #[cfg(feature = "embedded")]
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
+    }
 }
 
 /// Why a store did not do what it was asked.

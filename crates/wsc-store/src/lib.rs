@@ -30,13 +30,21 @@
 //!
 //! # Cargo features
 //!
-//! - `conformance`: the checks that every implementation must pass, for its tests.
+//! - `conformance`: the checks that every implementation must pass, for its tests; with `embedded`, a disk that fails
+//!   on demand too.
+//! - `embedded`: [`EmbeddedInbox`], the inbox in a file of this machine.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(feature = "embedded")]
+mod embedded;
 mod inbox;
 mod memory;
 
+#[cfg(all(feature = "embedded", any(test, feature = "conformance")))]
+pub use embedded::FaultyDisk;
+#[cfg(feature = "embedded")]
+pub use embedded::{Durability, EmbeddedConfig, EmbeddedInbox, OpenError, Opened};
 pub use inbox::{
     Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Note, Page, Position, ReadLimit,
     StoreError,

@@ -1,6 +1,6 @@
 //! The inbox in memory.
 
-use std::collections::{BTreeMap, HashMap, hash_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,6 +28,8 @@ struct State {
     total: Depth,
     limits: InboxLimits,
     notes: HashMap<Bytes, Note>,
+    /// The notes by their end, so that those that end first can go when there are too many.
+    note_ends: BTreeSet<(u64, Bytes)>,
     last: u64,
     is_closed: bool,
 }
@@ -87,7 +89,11 @@ impl InboxStore for MemoryInbox {
 
     async fn notes(&self, now: u64) -> Result<Vec<Note>, StoreError> {
         self.open(|state| {
-            state.notes.retain(|_, note| note.expires_at > now);
+            while state.note_ends.first().is_some_and(|(end, _)| *end <= now)
+                && let Some((_, key)) = state.note_ends.pop_first()
+            {
+                state.notes.remove(&key);
+            }
             state.notes.values().cloned().collect()
         })
     }
@@ -129,7 +135,7 @@ impl State {
             return Admission::Full(limit);
         }
         if let Some(note) = note {
-            self.notes.insert(note.key.clone(), note);
+            self.keep(note);
         }
         self.last += 1;
         let position = Position(self.last);
@@ -142,6 +148,20 @@ impl State {
             self.ends.insert((end, position), key);
         }
         Admission::Stored(position)
+    }
+
+    fn keep(&mut self, note: Note) {
+        self.note_ends.insert((note.expires_at, note.key.clone()));
+        if let Some(before) = self.notes.insert(note.key.clone(), note)
+            && self.notes.get(&before.key).is_some_and(|note| note.expires_at != before.expires_at)
+        {
+            self.note_ends.remove(&(before.expires_at, before.key));
+        }
+        while self.notes.len() as u64 > self.limits.notes
+            && let Some((_, key)) = self.note_ends.pop_first()
+        {
+            self.notes.remove(&key);
+        }
     }
 
     fn remove(&mut self, key: EntryKey) -> bool {
@@ -181,18 +201,6 @@ impl Inbox {
             page.entries.push(entry.clone());
         }
         page
-    }
-}
-
-impl Depth {
-    fn grow(&mut self, len: u64) {
-        self.messages += 1;
-        self.bytes += len;
-    }
-
-    fn shrink(&mut self, len: u64) {
-        self.messages -= 1;
-        self.bytes -= len;
     }
 }
 
@@ -244,7 +252,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_behaves_like_a_list(acts in proptest::collection::vec(act(), 0..120)) {
-            let limits = InboxLimits { user_messages: 6, user_bytes: 100, total_bytes: 200 };
+            let limits = InboxLimits { user_messages: 6, user_bytes: 100, total_bytes: 200, ..InboxLimits::default() };
             let store = MemoryInbox::new(limits);
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let user_id = |n: u8| Id::new(&n.to_string()).unwrap();

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-/// What happens to a plain message when a connection's queue is full (protocol §4, *Slow consumers*).
+/// What happens to a plain message when a connection's queue is full (protocol §4, *Slow consumers*). Replies and
+/// notices are never dropped: where they do not fit, even after messages made room as far as the policy lets them, the
+/// connection is closed with 3008.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum QueuePolicy {
@@ -13,6 +15,9 @@ pub enum QueuePolicy {
     DropOldest,
     /// The new message is not taken.
     DropNewest,
+    /// A message to one user is not taken, and those that wait can make room: whoever tracks them puts them away.
+    /// Those of fan-outs are treated as under [`DropOldest`](Self::DropOldest).
+    Spill,
 }
 
 /// Settings of a [`Transport`](crate::Transport). All of them can be changed while it runs, see
@@ -37,6 +42,9 @@ pub struct TransportConfig {
     pub queue_max_bytes: usize,
     /// What happens at overflow; default [`QueuePolicy::Disconnect`].
     pub queue_policy: QueuePolicy,
+    /// Most bytes that wait in all queues together; default 1 GiB. Beyond it a queue that is not empty takes no more,
+    /// as if it were full itself.
+    pub queue_total_bytes: usize,
     /// Most bytes that wait in one [`Fanout`](crate::Fanout) before publishers are refused; default 4 MiB. Counted
     /// uncompressed: where members agreed to compression the compressed form comes on top.
     pub fanout_max_bytes: usize,
@@ -56,6 +64,7 @@ impl Default for TransportConfig {
             pong_timeout: Duration::from_secs(10),
             queue_max_bytes: 1 << 20,
             queue_policy: QueuePolicy::Disconnect,
+            queue_total_bytes: 1 << 30,
             fanout_max_bytes: 4 << 20,
             compression_threshold: None,
         }

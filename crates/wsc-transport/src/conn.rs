@@ -20,8 +20,8 @@ use crate::{
     connection::Stream,
     frame::{self, Encoded, close_frame},
     handshake::Extensions,
-    outbound::{Sent, Settle},
-    queue::{Class, Entry, Queue, Settled, gap_frame},
+    outbound::{OutboundState, Sent, Settle},
+    queue::{Census, Class, Entry, Kind, Queue, Settled, gap_frame},
     shared::Shared,
     stats::count,
 };
@@ -66,7 +66,7 @@ struct State {
 
 impl State {
     fn queued(&self) -> (usize, u64) {
-        self.queue.as_ref().map_or((0, 0), |q| (q.bytes(), q.deliveries()))
+        self.queue.as_ref().map_or((0, 0), |q| (q.bytes(), q.messages()))
     }
 }
 
@@ -105,21 +105,14 @@ impl Conn {
     ) -> Arc<Self> {
         let now = shared.now();
         let mut settled = Settled::default();
-        let mut queue = Queue::default();
-        if !first.is_empty() {
-            let bytes = first.into();
-            queue.push(Entry { bytes, written: 0, class: Class::Must, deliveries: 0, settle: None }, &mut settled);
+        let queue = if first.is_empty() {
+            Box::default()
+        } else {
             // No pong may pass the answer to the handshake, and no overflow take it away.
-            queue.pin_front();
-        }
-        let state = State {
-            queue: Some(Box::new(queue)),
-            waker: None,
-            since: now,
-            writing: true,
-            phase: Phase::Open,
-            cause: None,
+            Box::new(Queue::starting_with(Entry::new(first.into(), Kind::MUST, now), &mut settled))
         };
+        let state =
+            State { queue: Some(queue), waker: None, since: now, writing: true, phase: Phase::Open, cause: None };
         shared.settle(settled);
         Arc::new(Self {
             shared,
@@ -152,8 +145,7 @@ impl Conn {
     pub(crate) fn submit(
         &self,
         payload: Payload<'_>,
-        class: Class,
-        deliveries: u32,
+        kind: Kind,
         track: Option<Track<'_>>,
         allowed: impl FnOnce() -> bool,
     ) -> Option<Sent> {
@@ -189,9 +181,8 @@ impl Conn {
                         // It ended meanwhile: nobody is left who would write or settle the rest.
                         return Some(Sent::Closed);
                     }
-                    let settle = track.and_then(|t| t());
-                    let entry = Entry { bytes: payload.to_bytes(), written, class, deliveries, settle };
-                    self.queue_of(&mut state).push_rest(entry, &mut settled);
+                    let entry = self.entry(payload.to_bytes(), kind).tracked_by(track.and_then(|t| t()));
+                    self.queue_of(&mut state).push_rest(entry, written, &mut settled);
                     return Some(self.finish_queued(state, settled, true));
                 }
                 Err(_) => {
@@ -201,7 +192,7 @@ impl Conn {
             }
         }
         let len = payload.as_slice().len();
-        if !self.admit(&mut state, class, len, deliveries, &mut settled) {
+        if !self.admit(&mut state, kind, len, &mut settled) {
             // Where the policy closed the connection its task has a farewell to write.
             let waker = if state.phase == Phase::Open { None } else { state.waker.clone() };
             drop(state);
@@ -210,8 +201,7 @@ impl Conn {
             return Some(Sent::Dropped);
         }
         let is_new = state.queue.is_none();
-        let settle = track.and_then(|t| t());
-        let entry = Entry { bytes: payload.to_bytes(), written: 0, class, deliveries, settle };
+        let entry = self.entry(payload.to_bytes(), kind).tracked_by(track.and_then(|t| t()));
         self.queue_of(&mut state).push(entry, &mut settled);
         // While somebody writes it is up to them to wake the task afterwards.
         let wake_task = is_new && !state.writing;
@@ -225,14 +215,14 @@ impl Conn {
         if state.phase != Phase::Open {
             return Sent::Closed;
         }
-        if !self.admit(&mut state, Class::Must, frame.len(), 0, &mut settled) {
+        if !self.admit(&mut state, Kind::MUST, frame.len(), &mut settled) {
             let waker = state.waker.clone();
             drop(state);
             self.shared.settle(settled);
             wake(waker);
             return Sent::Dropped;
         }
-        let entry = Entry { bytes: frame.into(), written: 0, class: Class::Must, deliveries: 0, settle: None };
+        let entry = self.entry(frame.into(), Kind::MUST);
         self.queue_of(&mut state).push(entry, &mut settled);
         drop(state);
         self.shared.settle(settled);
@@ -240,57 +230,76 @@ impl Conn {
         Sent::Queued
     }
 
+    fn entry(&self, bytes: Bytes, kind: Kind) -> Entry {
+        Entry::new(bytes, kind, self.shared.now())
+    }
+
     /// Whether a frame may join the queue. Where it may not, the policy has been applied.
-    fn admit(&self, state: &mut State, class: Class, len: usize, deliveries: u32, settled: &mut Settled) -> bool {
-        let limits = &self.shared.limits;
-        let max = limits.queue_max_bytes();
-        let Some(queue) = state.queue.as_mut().filter(|q| !q.is_empty() && class != Class::Control) else {
+    fn admit(&self, state: &mut State, kind: Kind, len: usize, settled: &mut Settled) -> bool {
+        let Some(queue) = state.queue.as_mut().filter(|q| q.bytes() > 0 && kind.class != Class::Control) else {
             return true;
         };
-        if queue.bytes() + len <= max {
+        let excess = self.excess(queue, len, settled);
+        if excess == 0 {
             return true;
         }
         let stats = &self.shared.stats;
-        let policy = limits.queue_policy();
-        if policy == QueuePolicy::DropOldest {
+        let policy = self.shared.limits.queue_policy();
+        let counter = match (kind.class, policy) {
+            // Somebody keeps it.
+            (Class::Reliable, _) | (Class::Direct, QueuePolicy::Spill) => {
+                count(&stats.slow_spill);
+                return false;
+            }
+            (_, QueuePolicy::Spill) => &stats.slow_spill,
+            (_, QueuePolicy::DropOldest) => &stats.slow_drop_oldest,
+            (Class::Shared | Class::Direct, QueuePolicy::DropNewest) => &stats.slow_drop_newest,
+            _ => &stats.slow_disconnect,
+        };
+        if matches!(policy, QueuePolicy::DropOldest | QueuePolicy::Spill) {
             // Also for a reply: what is never dropped fits where messages can make room for it.
-            queue.make_room(len, max, settled);
-            if queue.is_empty() || queue.bytes() + len <= max {
-                count(&stats.slow_drop_oldest);
+            queue.make_room(excess, policy == QueuePolicy::Spill, settled);
+            if queue.bytes() == 0 || self.excess(queue, len, settled) == 0 {
+                count(counter);
                 return true;
             }
         }
-        match (class, policy) {
-            (Class::Plain, QueuePolicy::DropNewest | QueuePolicy::DropOldest) => {
-                count(if policy == QueuePolicy::DropNewest {
-                    &stats.slow_drop_newest
-                } else {
-                    &stats.slow_drop_oldest
-                });
-                // Whoever sends a single message may try it again; it says itself when it gives up.
-                if deliveries > 0 {
-                    queue.refuse(len, deliveries);
-                }
-                false
-            }
-            _ => {
-                count(&stats.slow_disconnect);
-                let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
-                self.cut_off(state, &close, DisconnectReason::SlowConsumer, settled);
-                false
-            }
+        if kind.class == Class::Must || policy == QueuePolicy::Disconnect {
+            count(&stats.slow_disconnect);
+            let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
+            self.cut_off(state, &close, DisconnectReason::SlowConsumer, settled);
+            return false;
         }
+        count(counter);
+        // Whoever sends a single message may try it again; it says itself when it gives up.
+        if kind.class == Class::Shared {
+            queue.refuse(len, kind.deliveries);
+        }
+        false
+    }
+
+    /// By how many bytes `len` more are too many, for this queue or for all together.
+    fn excess(&self, queue: &Queue, len: usize, settled: &Settled) -> usize {
+        let limits = &self.shared.limits;
+        let own = (queue.bytes() + len).saturating_sub(limits.queue_max_bytes());
+        // What this step has changed so far is not in the sum yet.
+        let all = usize::try_from(self.shared.stats.queue_bytes() + settled.bytes).unwrap_or(0);
+        own.max((all + len).saturating_sub(limits.queue_total_bytes()))
     }
 
     /// Drops the backlog and says farewell, for a peer that does not keep up.
     fn cut_off(&self, state: &mut State, close: &CloseReason, cause: DisconnectReason, settled: &mut Settled) {
-        self.queue_of(state).cut(FailureReason::QueueFull, false, settled);
+        self.queue_of(state).cut(FailureReason::QueueFull, settled);
         self.say_farewell(state, close, cause, settled);
     }
 
     fn say_farewell(&self, state: &mut State, close: &CloseReason, cause: DisconnectReason, settled: &mut Settled) {
-        let entry = Entry { bytes: close_frame(close), written: 0, class: Class::Must, deliveries: 0, settle: None };
-        self.queue_of(state).push(entry, settled);
+        self.say_last(state, close_frame(close), cause, settled);
+    }
+
+    fn say_last(&self, state: &mut State, frame: Bytes, cause: DisconnectReason, settled: &mut Settled) {
+        let entry = self.entry(frame, Kind::CLOSE);
+        self.queue_of(state).push_last(entry, settled);
         state.phase = Phase::Closing;
         state.cause.get_or_insert(cause);
         state.since = self.shared.now();
@@ -312,7 +321,7 @@ impl Conn {
 
     /// Answers the peer's close frame, or sends a control frame, with bytes that are framed already.
     pub(crate) fn send_control(&self, frame: &[u8]) {
-        self.submit(Payload::Borrowed(frame), Class::Control, 0, None, always);
+        self.submit(Payload::Borrowed(frame), Kind::CONTROL, None, always);
     }
 
     /// The peer said goodbye: answers with `reply` after what waits, and takes nothing more.
@@ -322,11 +331,7 @@ impl Conn {
         if state.phase != Phase::Open {
             return;
         }
-        let entry = Entry { bytes: reply.into(), written: 0, class: Class::Must, deliveries: 0, settle: None };
-        self.queue_of(&mut state).push(entry, &mut settled);
-        state.phase = Phase::Closing;
-        state.cause.get_or_insert(DisconnectReason::ClientRequest);
-        state.since = self.shared.now();
+        self.say_last(&mut state, reply.into(), DisconnectReason::ClientRequest, &mut settled);
         drop(state);
         self.shared.settle(settled);
     }
@@ -391,7 +396,7 @@ impl Conn {
             state.queue = None;
             return Ok(Flush::Done);
         };
-        let bytes = queue.take_slices(MAX_SLICES, &mut settled);
+        let bytes = queue.take_slices(MAX_SLICES, self.shared.now(), &mut settled);
         state.writing = true;
         let result = MutexGuard::unlocked(&mut state, || {
             let slices: Vec<io::IoSlice<'_>> = bytes.iter().map(|b| io::IoSlice::new(b)).collect();
@@ -426,7 +431,7 @@ impl Conn {
     /// What is written first when somebody writes.
     #[cfg(test)]
     pub(crate) fn first_queued(&self) -> Option<Bytes> {
-        let slices = self.state.lock().queue.as_mut()?.take_slices(1, &mut Settled::default());
+        let slices = self.state.lock().queue.as_mut()?.take_slices(1, 0, &mut Settled::default());
         slices.into_iter().next()
     }
 
@@ -437,19 +442,38 @@ impl Conn {
             Some(queue) => queue.refuse(bytes, 1),
             None => {
                 drop(state);
-                self.submit(Payload::Borrowed(&gap_frame(1, bytes as u64)), Class::Must, 0, None, always);
+                self.submit(Payload::Borrowed(&gap_frame(1, bytes as u64)), Kind::MUST, None, always);
             }
         }
     }
 
-    /// Bytes and deliveries that wait; `None` while somebody holds the state.
+    /// Bytes and messages that wait; `None` while somebody holds the state.
     pub(crate) fn try_queued(&self) -> Option<(usize, u64)> {
         self.state.try_lock().map(|state| state.queued())
     }
 
-    /// Bytes and deliveries that wait.
+    /// Bytes and messages that wait.
     pub(crate) fn queued(&self) -> (usize, u64) {
         self.state.lock().queued()
+    }
+
+    /// How things stand, in full.
+    pub(crate) fn state(&self) -> OutboundState {
+        let now = self.shared.now();
+        let state = self.state.lock();
+        let Census { lanes: [high, normal, low], oldest, lost } =
+            state.queue.as_ref().map_or_else(Census::default, |q| q.census());
+        OutboundState {
+            is_open: state.phase == Phase::Open,
+            high,
+            normal,
+            low,
+            oldest_ms: oldest.map_or(0, |since| elapsed(since, now)),
+            stalled_ms: if state.queue.is_some() { elapsed(state.since, now) } else { 0 },
+            silent_ms: elapsed(self.last_read.load(Relaxed), now),
+            is_compressed: self.deflates(),
+            lost,
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -578,7 +602,7 @@ impl Conn {
                 drop(state);
                 if elapsed(self.last_ping.load(Relaxed), now) >= limits.ping_interval() {
                     self.last_ping.store(now & !1 | u32::from(self.deflates()), Relaxed);
-                    self.submit(Payload::Shared(&frame::PING), Class::Control, 0, None, always);
+                    self.submit(Payload::Shared(&frame::PING), Kind::CONTROL, None, always);
                 }
             }
             Phase::Closing => {

@@ -149,28 +149,29 @@ impl<M: Member> Fanout<M> {
         }
     }
 
-    /// Removes a member; nothing published is written to it after this returns, if called within
-    /// [`Outbound::send_with`] of that member. Returns how many members are left.
-    pub fn leave(&self, slot: Slot) -> usize {
+    /// Removes a member; nothing published is written to it after this returns, nor the notice of a
+    /// [`close`](Self::close), if called within [`Outbound::send_with`] of that member.
+    ///
+    /// Returns whether it was a member until now. Of a closed fan-out it is one until it has the notice: true says that
+    /// the notice did not reach it and never will, so that the caller may give it in its own words.
+    pub fn leave(&self, slot: Slot) -> bool {
         let mut state = self.0.state.lock();
-        let left = state.seats.get_mut(slot as usize).and_then(Option::take);
+        let left = state.vacate(slot);
         if let Some(seat) = &left {
             if unpacks(&seat.member) {
                 self.0.unpackers.fetch_sub(1, Ordering::Relaxed);
             }
-            state.len -= 1;
-            state.free.push(slot);
             self.0.departures.fetch_add(1, Ordering::Release);
+            if state.len == 0 {
+                state.seats = Vec::new();
+                state.free = Vec::new();
+            } else {
+                state.free.push(slot);
+            }
         }
-        if state.len == 0 {
-            state.seats = Vec::new();
-            state.free = Vec::new();
-        }
-        let len = state.len;
         drop(state);
         // A member's destructor may run here, outside the lock.
-        drop(left);
-        len
+        left.is_some()
     }
 
     /// Appends one encoded frame for every member but the one in `except`. Returns how many members it is for.
@@ -202,16 +203,18 @@ impl<M: Member> Fanout<M> {
     }
 
     /// Appends a last frame, a notice for every member but the one in `except`; then nothing is taken any more, and
-    /// the members are let go when they have it. Returns the members, or `None` where it was closed before.
+    /// each member is let go as it gets the notice, which is never dropped. Returns the members, or `None` where it was
+    /// closed before.
+    ///
+    /// Until a member is let go it may still get what was published before. Who lets it in elsewhere under the same name
+    /// meanwhile makes it [`leave`](Self::leave) first.
     pub fn close(&self, frame: &[u8], except: Option<Slot>) -> Option<Vec<M>> {
         let mut state = self.0.state.lock();
         if std::mem::replace(&mut state.closed, true) {
             return None;
         }
         let members: Vec<M> = state.seats.iter().flatten().map(|s| s.member.clone()).collect();
-        state.pending.push(frame, None, except, 0);
-        state.pending.has_notice = true;
-        state.next_seq += 1;
+        state.pending.notice = Some(Notice { frame: Bytes::copy_from_slice(frame), except });
         let schedule = state.len > 0 && !std::mem::replace(&mut state.scheduled, true);
         drop(state);
         if schedule {
@@ -227,6 +230,11 @@ impl<M: Member> Fanout<M> {
             state.closed = true;
         }
         state.closed
+    }
+
+    /// Whether it takes nothing more: neither members nor messages.
+    pub fn is_closed(&self) -> bool {
+        self.0.state.lock().closed
     }
 
     /// How many members there are.
@@ -318,6 +326,15 @@ struct State<M> {
     closed: bool,
 }
 
+impl<M> State<M> {
+    /// Takes a member off its seat.
+    fn vacate(&mut self, slot: Slot) -> Option<Seat<M>> {
+        let seat = self.seats.get_mut(slot as usize)?.take()?;
+        self.len -= 1;
+        Some(seat)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Seat<M> {
     member: M,
@@ -361,8 +378,15 @@ struct Pending {
     excluded: Vec<(Slot, u32)>,
     /// How many deliveries all frames are.
     deliveries: u64,
-    /// The last frame is the notice of a closing fan-out, which is no delivery.
-    has_notice: bool,
+    /// What is said at the end.
+    notice: Option<Notice>,
+}
+
+/// The last word of a closing fan-out, which is no delivery.
+#[derive(Debug)]
+struct Notice {
+    frame: Bytes,
+    except: Option<Slot>,
 }
 
 impl Pending {
@@ -381,7 +405,7 @@ impl Pending {
     }
 
     fn is_empty(&self) -> bool {
-        self.plain.ends.is_empty()
+        self.plain.ends.is_empty() && self.notice.is_none()
     }
 }
 
@@ -426,7 +450,7 @@ struct Round {
     packed: Option<Joined>,
     /// Sorted by slot.
     excluded: Vec<(Slot, u32)>,
-    has_notice: bool,
+    notice: Option<Notice>,
     first_seq: u64,
     next_slot: usize,
     /// Deliveries that nobody has got yet.
@@ -437,14 +461,14 @@ struct Round {
 
 impl Round {
     fn new(pending: Pending, next_seq: u64) -> Self {
-        let Pending { plain, packed, mut excluded, deliveries, has_notice } = pending;
+        let Pending { plain, packed, mut excluded, deliveries, notice } = pending;
         excluded.sort_unstable();
         Self {
             first_seq: next_seq - plain.ends.len() as u64,
             plain: plain.into(),
             packed: packed.map(Joined::from),
             excluded,
-            has_notice,
+            notice,
             next_slot: 0,
             open_deliveries: deliveries,
             members: 0,
@@ -470,8 +494,7 @@ impl Round {
             Some(packed) if unpacks(&seat.member) => packed,
             _ => &self.plain,
         };
-        let has_notice = self.has_notice && own.last() != Some(&(self.frames() - 1));
-        Some((joined.without(first, &own), (frames - usize::from(has_notice)) as u32))
+        Some((joined.without(first, &own), frames as u32))
     }
 }
 
@@ -499,6 +522,12 @@ impl<M: Member> Inner<M> {
             .is_some_and(|now| now.joined_at == seat.joined_at && now.member.outbound().is_same(seat.member.outbound()))
     }
 
+    /// Lets a member go. Returns whether it was one.
+    fn let_go(&self, slot: Slot) -> bool {
+        let seat = self.state.lock().vacate(slot);
+        seat.is_some()
+    }
+
     fn finish(&self, round: &Round) {
         // Who left after the message was accepted did not get it.
         let lost = round.open_deliveries;
@@ -507,7 +536,7 @@ impl<M: Member> Inner<M> {
             tally.conn_closed += lost as i64;
         });
         self.flusher.report(FanoutReport {
-            frames: round.frames() as u32,
+            frames: (round.frames() + usize::from(round.notice.is_some())) as u32,
             members: round.members,
             duration: round.started.elapsed(),
         });
@@ -552,18 +581,30 @@ impl<M: Member> Flush for Inner<M> {
         // The slice's pairs enter the ledger together.
         let mut slice = Tally::default();
         for (slot, seat) in seats {
-            let Some((frames, deliveries)) = round.share(slot, &seat) else { continue };
-            let is_member = || self.departures.load(Ordering::Acquire) == departures || self.is_seated(slot, &seat);
-            let Some(sent) = seat.member.outbound().deliver_shared_if(&frames, deliveries, is_member) else { continue };
-            let pairs = i64::from(deliveries);
-            round.open_deliveries -= u64::from(deliveries);
-            round.members += 1;
-            match sent {
-                Sent::Written => slice.sent += pairs,
-                // Its queue enters it when it ends.
-                Sent::Queued => {}
-                Sent::Dropped => slice.queue_full += pairs,
-                Sent::Closed => slice.conn_closed += pairs,
+            let outbound = seat.member.outbound();
+            if let Some((frames, deliveries)) = round.share(slot, &seat) {
+                let is_member = || self.departures.load(Ordering::Acquire) == departures || self.is_seated(slot, &seat);
+                let Some(sent) = outbound.deliver_shared_if(&frames, deliveries, is_member) else { continue };
+                let pairs = i64::from(deliveries);
+                round.open_deliveries -= u64::from(deliveries);
+                round.members += 1;
+                match sent {
+                    Sent::Written => slice.sent += pairs,
+                    // Its queue enters it when it ends.
+                    Sent::Queued => {}
+                    Sent::Dropped => slice.queue_full += pairs,
+                    Sent::Closed => slice.conn_closed += pairs,
+                }
+            }
+            match &round.notice {
+                Some(notice) if notice.except != Some(slot) => {
+                    // In the step that settles the order: who leaves is let go either there or here.
+                    outbound.notify_if(&notice.frame, || self.let_go(slot));
+                }
+                Some(_) => {
+                    self.let_go(slot);
+                }
+                None => {}
             }
         }
         self.shared.stats.ledger.note(|tally| {

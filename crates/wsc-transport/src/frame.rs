@@ -166,14 +166,8 @@ pub(crate) fn close_frame(close: &CloseReason) -> Bytes {
     frame.into()
 }
 
-/// How many of the whole frames in `frames` end at or before `offset`, and where the frame that holds `offset`
-/// ends (`offset` itself where it is a border). `frames` are unmasked frames of ours, back to back.
-pub(crate) fn border_after(frames: &[u8], offset: usize) -> (u32, usize) {
-    let (whole, range) = frame_at(frames, offset);
-    (whole, range.end)
-}
-
-/// As [`border_after`], with where that frame begins; the range is empty where `offset` is a border.
+/// How many of the whole frames in `frames` end at or before `offset`, and where the frame that holds `offset` lies;
+/// the range is empty where `offset` is a border. `frames` are unmasked frames of ours, back to back.
 pub(crate) fn frame_at(frames: &[u8], offset: usize) -> (u32, Range<usize>) {
     let mut whole = 0;
     let mut start = 0;
@@ -233,10 +227,10 @@ mod tests {
             joined.extend_from_slice(text_frame(&mut buffer, |out| out.extend(vec![b'x'; len])));
         }
         assert_eq!(joined.len(), 5 + 204 + 2);
-        assert_eq!(border_after(&joined, 0), (0, 0));
-        assert_eq!(border_after(&joined, 1), (0, 5));
-        assert_eq!(border_after(&joined, 5), (1, 5));
-        assert_eq!(border_after(&joined, 6), (1, 209));
-        assert_eq!(border_after(&joined, 211), (3, 211));
+        assert_eq!(frame_at(&joined, 0), (0, 0..0));
+        assert_eq!(frame_at(&joined, 1), (0, 0..5));
+        assert_eq!(frame_at(&joined, 5), (1, 5..5));
+        assert_eq!(frame_at(&joined, 6), (1, 5..209));
+        assert_eq!(frame_at(&joined, 211), (3, 211..211));
     }
 }

@@ -84,7 +84,7 @@ pub use fanout::{Fanout, Fanouts, JoinError, Member, PublishError, Slot};
 pub use frame::{Encoded, text_frame};
 pub use handshake::{Extensions, upgrade_response, wants_upgrade};
 pub use ledger::{Ledger, Tally};
-pub use outbound::{Outbound, Sent, Settle};
+pub use outbound::{Amount, Outbound, OutboundState, Sent, Settle, Terms};
 pub use service::{Admission, FanoutReport, Handler, Message, Next, Peer, Service};
 pub use stats::TransportStats;
 pub use tls::{TlsConfig, TlsError};

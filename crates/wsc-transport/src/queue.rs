@@ -1,91 +1,157 @@
 //! What waits for one connection's socket.
 
+mod gap;
+mod lanes;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use wsc_protocol::{FailureReason, encode};
+use wsc_protocol::{FailureReason, Priority};
 
 use crate::{
-    frame::{border_after, frame_at, text_frame},
-    outbound::Settle,
+    frame::frame_at,
+    outbound::{Amount, Settle, Terms},
 };
+
+use self::{gap::Gap, lanes::Lanes};
+
+pub(crate) use self::gap::gap_frame;
 
 /// What an entry is, which decides what a full queue may do to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A ping or pong; passes the queue at the next border between frames.
+    /// A ping or pong: goes before what waits as soon as it may.
     Control,
-    /// A reply, a notice, the close frame: never dropped.
+    /// The close frame: goes behind everything.
+    Close,
+    /// Says that messages are missing; goes before what waits, and can still grow until it is begun.
+    Gap,
+    /// A reply or notice: never dropped.
     Must,
-    /// Messages; the policy decides.
-    Plain,
+    /// Frames of a fan-out; the policy decides.
+    Shared,
+    /// A message to one user; the policy decides.
+    Direct,
+    /// A message to one user that somebody keeps until it is acknowledged: it may leave the queue, but is not lost.
+    Reliable,
+}
+
+impl Class {
+    fn is_message(self) -> bool {
+        matches!(self, Self::Shared | Self::Direct | Self::Reliable)
+    }
+}
+
+/// What an entry is, and when its turn comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    pub(crate) class: Class,
+    pub(crate) priority: Priority,
+    /// How many frames of a fan-out it is.
+    pub(crate) deliveries: u32,
+}
+
+impl Kind {
+    pub(crate) const CONTROL: Self = Self::of(Class::Control);
+    pub(crate) const CLOSE: Self = Self::of(Class::Close);
+    pub(crate) const MUST: Self = Self::of(Class::Must);
+    const GAP: Self = Self::of(Class::Gap);
+
+    const fn of(class: Class) -> Self {
+        Self { class, priority: Priority::Normal, deliveries: 0 }
+    }
+
+    pub(crate) fn shared(deliveries: u32) -> Self {
+        Self { deliveries, ..Self::of(Class::Shared) }
+    }
+
+    pub(crate) fn single(terms: Terms) -> Self {
+        let class = if terms.is_reliable { Class::Reliable } else { Class::Direct };
+        Self { priority: terms.priority, ..Self::of(class) }
+    }
+
+    /// How many messages it is.
+    fn messages(self) -> u64 {
+        match self.class {
+            Class::Shared => self.deliveries.into(),
+            Class::Direct | Class::Reliable => 1,
+            Class::Control | Class::Close | Class::Gap | Class::Must => 0,
+        }
+    }
 }
 
 /// Bytes on their way: one or more whole frames.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) bytes: Bytes,
+    bytes: Bytes,
     /// How many of the bytes the kernel has taken.
-    pub(crate) written: usize,
-    pub(crate) class: Class,
-    /// How many deliveries the frames are.
-    pub(crate) deliveries: u32,
+    written: usize,
+    kind: Kind,
+    /// Since when it waits, in the transport's ticks.
+    since: u32,
+    /// Its place in the order of coming; 0 for what came before there was a queue.
+    arrival: u32,
     /// Who wants to know what became of it.
-    pub(crate) settle: Option<Arc<dyn Settle>>,
+    settle: Option<Arc<dyn Settle>>,
 }
 
 impl Entry {
+    pub(crate) fn new(bytes: Bytes, kind: Kind, now: u32) -> Self {
+        Self { bytes, written: 0, kind, since: now, arrival: 0, settle: None }
+    }
+
+    /// The same with somebody who is told the end.
+    pub(crate) fn tracked_by(self, settle: Option<Arc<dyn Settle>>) -> Self {
+        Self { settle, ..self }
+    }
+
     fn len(&self) -> usize {
         self.bytes.len() - self.written
+    }
+
+    /// Takes the frames off the front that end at or before `len`, and the one that holds it, unless that is all.
+    fn split_front(&mut self, len: usize) -> Option<Self> {
+        if self.kind.deliveries < 2 || len >= self.len() {
+            return None;
+        }
+        let (whole, at) = frame_at(&self.bytes, len.max(1));
+        let deliveries = whole + u32::from(!at.is_empty());
+        if at.end >= self.bytes.len() || deliveries >= self.kind.deliveries {
+            return None;
+        }
+        let bytes = self.bytes.split_to(at.end);
+        self.kind.deliveries -= deliveries;
+        let kind = Kind { deliveries, ..self.kind };
+        Some(Self { bytes, written: 0, kind, since: self.since, arrival: self.arrival, settle: None })
     }
 }
 
 /// A connection's backlog. It exists only while there is one.
+///
+/// What is begun, or goes before everything, stands in `front`; the rest waits in a lane for each priority until a
+/// write takes it along. What a write took along in vain goes back: who comes later may be more urgent.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    entries: VecDeque<Entry>,
+    /// One frame that is begun, then control frames; while somebody writes also what is being written.
+    front: VecDeque<Entry>,
+    lanes: Lanes,
+    /// The close frame, behind everything.
+    last: Option<Entry>,
     /// Unwritten bytes of all entries.
     bytes: usize,
     /// How many entries at the front are being written this moment and must stay where they are.
     in_flight: usize,
-    /// Messages that were dropped behind what is fixed at the front, to be told before the next one is written.
+    /// Messages that were dropped, to be told before the next frame is begun.
     front_gap: Option<Gap>,
+    /// What the marker in `front` tells that is not begun.
+    telling: Option<Gap>,
     /// Messages that were not taken, to be told before the next one that is.
     back_gap: Option<Gap>,
-}
-
-/// Messages that this connection will not get.
-#[derive(Debug)]
-struct Gap {
-    dropped: u64,
-    bytes: u64,
-    /// Unix milliseconds.
-    since: u64,
-}
-
-impl Gap {
-    fn widen(gap: &mut Option<Self>, entry_bytes: usize, deliveries: u32) {
-        let gap = gap.get_or_insert_with(|| Self { dropped: 0, bytes: 0, since: unix_ms() });
-        // A message of its own is no delivery of a fan-out, but it is one message.
-        gap.dropped += u64::from(deliveries.max(1));
-        gap.bytes += entry_bytes as u64;
-    }
-
-    fn into_entry(self) -> Entry {
-        let mut buffer = Vec::new();
-        let frame = text_frame(&mut buffer, |out| encode::gap(out, self.dropped, self.bytes, self.since, unix_ms()));
-        Entry { bytes: Bytes::copy_from_slice(frame), written: 0, class: Class::Must, deliveries: 0, settle: None }
-    }
-}
-
-/// A gap that begins and ends now.
-pub(crate) fn gap_frame(dropped: u64, bytes: u64) -> Bytes {
-    Gap { dropped, bytes, since: unix_ms() }.into_entry().bytes
-}
-
-fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| d.as_millis() as u64)
+    /// Why nothing but what is begun is written any more.
+    cut: Option<FailureReason>,
+    /// What was lost in gaps since there is a backlog.
+    lost: Amount,
+    arrivals: u32,
 }
 
 /// Deliveries that ended, to be counted outside the lock.
@@ -99,133 +165,162 @@ pub(crate) struct Settled {
     pub(crate) told: Vec<(Arc<dyn Settle>, Result<(), FailureReason>)>,
 }
 
+/// What waits in a queue, for who asks.
+#[derive(Debug, Default)]
+pub(crate) struct Census {
+    /// By priority, the most urgent first.
+    pub(crate) lanes: [Amount; 3],
+    /// When the oldest of it came.
+    pub(crate) oldest: Option<u32>,
+    pub(crate) lost: Amount,
+}
+
 impl Queue {
+    /// A queue whose first bytes stay first, as if they were being written, until something is.
+    pub(crate) fn starting_with(first: Entry, settled: &mut Settled) -> Self {
+        let mut queue = Self::default();
+        queue.grow(first.len(), settled);
+        queue.front.push_back(first);
+        queue.in_flight = 1;
+        queue
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
+    /// Whether there is nothing to write.
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.bytes == 0 && self.front_gap.is_none() && self.back_gap.is_none()
     }
 
-    /// How many deliveries wait.
-    pub(crate) fn deliveries(&self) -> u64 {
-        self.entries.iter().map(|e| u64::from(e.deliveries)).sum()
+    /// How many messages wait.
+    pub(crate) fn messages(&self) -> u64 {
+        self.entries().map(|e| e.kind.messages()).sum()
     }
 
-    pub(crate) fn push(&mut self, entry: Entry, settled: &mut Settled) {
-        if entry.class == Class::Plain {
-            self.tell_back_gap(settled);
-        }
-        self.bytes += entry.len();
-        settled.bytes += entry.len() as i64;
-        match entry.class {
-            Class::Control => {
-                self.split_head(settled);
-                // The newest of a kind is enough: who does not read must not make us hoard pongs (RFC 6455 §5.5.3).
-                let start = self.fixed_front();
-                let first = entry.bytes.first().copied();
-                let same = |e: &Entry| e.class == Class::Control && e.bytes.first().copied() == first;
-                if let Some(at) = (start..self.entries.len()).find(|&i| same(&self.entries[i])) {
-                    self.remove(at, settled);
-                }
-                self.entries.insert(start, entry);
+    pub(crate) fn census(&self) -> Census {
+        let mut census = Census { lost: self.lost, ..Census::default() };
+        for entry in self.entries() {
+            let lane = &mut census.lanes[lanes::index(entry.kind.priority)];
+            lane.bytes += entry.len() as u64;
+            lane.messages += entry.kind.messages();
+            let is_older = |oldest: u32| (entry.since.wrapping_sub(oldest) as i32) < 0;
+            if census.oldest.is_none_or(is_older) {
+                census.oldest = Some(entry.since);
             }
-            Class::Must | Class::Plain => self.entries.push_back(entry),
+        }
+        census
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.front.iter().chain(self.lanes.entries()).chain(&self.last)
+    }
+
+    pub(crate) fn push(&mut self, mut entry: Entry, settled: &mut Settled) {
+        if entry.kind.class.is_message() {
+            self.tell_back_gap(&entry, settled);
+        }
+        self.grow(entry.len(), settled);
+        if entry.kind.class == Class::Control {
+            // The newest of a kind is enough: who does not read must not make us hoard pongs (RFC 6455 §5.5.3).
+            let start = self.fixed_front();
+            let first = entry.bytes.first().copied();
+            let same = |e: &Entry| e.kind.class == Class::Control && e.bytes.first().copied() == first;
+            if let Some(at) = (start..self.front.len()).find(|&i| same(&self.front[i]))
+                && let Some(older) = self.front.remove(at)
+            {
+                self.shrink(older.len(), settled);
+            }
+            self.front.insert(start, entry);
+        } else {
+            entry.arrival = self.next_arrival();
+            self.lanes.push(entry);
         }
     }
 
-    /// Keeps the first entry where it is, as if it were being written, until something is.
-    pub(crate) fn pin_front(&mut self) {
-        self.in_flight = self.entries.len().min(1);
+    /// Adds the close frame.
+    pub(crate) fn push_last(&mut self, entry: Entry, settled: &mut Settled) {
+        self.grow(entry.len(), settled);
+        self.last = Some(entry);
     }
 
-    /// Puts back the rest of what an inline write could not finish.
-    pub(crate) fn push_rest(&mut self, entry: Entry, settled: &mut Settled) {
-        self.bytes += entry.len();
-        settled.bytes += entry.len() as i64;
-        self.entries.push_front(entry);
+    /// Puts in the rest of what an inline write could not finish, before all that came since.
+    pub(crate) fn push_rest(&mut self, mut entry: Entry, written: usize, settled: &mut Settled) {
+        entry.written = written;
+        self.grow(entry.len(), settled);
+        self.front.push_front(entry);
+        self.tidy_front(settled);
     }
 
-    /// Drops the oldest messages that are not begun until `len` more bytes fit into `max`, as far as there are any.
-    pub(crate) fn make_room(&mut self, len: usize, max: usize, settled: &mut Settled) {
-        self.split_head(settled);
-        let mut at = self.fixed_front();
-        while self.bytes + len > max && at < self.entries.len() {
-            if self.entries[at].class == Class::Plain {
-                let entry = &self.entries[at];
-                Gap::widen(&mut self.front_gap, entry.len(), entry.deliveries);
-                self.fail(at, FailureReason::QueueFull, settled);
-            } else {
-                at += 1;
+    fn next_arrival(&mut self) -> u32 {
+        self.arrivals = self.arrivals.wrapping_add(1);
+        self.arrivals
+    }
+
+    /// Drops the oldest messages that are not begun until the queue is shorter by `excess` bytes, as far as there are
+    /// any. What somebody keeps leaves no gap: reliable messages, and with `spills` all that are tracked.
+    pub(crate) fn make_room(&mut self, excess: usize, spills: bool, settled: &mut Settled) {
+        let target = self.bytes.saturating_sub(excess);
+        let mut search = lanes::Search::default();
+        while self.bytes > target {
+            let Some(entry) = self.lanes.take_oldest(&mut search, self.bytes - target) else { return };
+            let is_kept = match entry.kind.class {
+                Class::Reliable => true,
+                Class::Direct => spills,
+                _ => false,
+            };
+            if !(is_kept && entry.settle.is_some()) {
+                Gap::widen(&mut self.front_gap, entry.len(), entry.kind.deliveries);
+                self.note_lost(entry.len(), entry.kind.deliveries);
             }
+            self.fail(entry, FailureReason::QueueFull, settled);
         }
     }
 
     /// Takes note of a message that is not taken.
     pub(crate) fn refuse(&mut self, len: usize, deliveries: u32) {
         Gap::widen(&mut self.back_gap, len, deliveries);
+        self.note_lost(len, deliveries);
     }
 
-    fn tell_back_gap(&mut self, settled: &mut Settled) {
+    fn note_lost(&mut self, len: usize, deliveries: u32) {
+        self.lost.bytes += len as u64;
+        self.lost.messages += u64::from(deliveries.max(1));
+    }
+
+    /// Says what was not taken right before `next`, in the same lane.
+    fn tell_back_gap(&mut self, next: &Entry, settled: &mut Settled) {
         if let Some(gap) = self.back_gap.take() {
-            self.push(gap.into_entry(), settled);
+            let kind = Kind { priority: next.kind.priority, ..Kind::MUST };
+            let mut entry = Entry::new(gap.to_frame(), kind, next.since);
+            entry.arrival = self.next_arrival();
+            self.grow(entry.len(), settled);
+            self.lanes.push(entry);
         }
     }
 
-    /// Drops everything that is not begun, but for the class that is never dropped where `keep_must`; what is begun
-    /// ends with the frame that the peer has seen the start of.
-    pub(crate) fn cut(&mut self, reason: FailureReason, keep_must: bool, settled: &mut Settled) {
+    /// Drops everything but the frame that the peer has seen the start of.
+    pub(crate) fn cut(&mut self, reason: FailureReason, settled: &mut Settled) {
+        self.cut = Some(reason);
         (self.front_gap, self.back_gap) = (None, None);
-        self.split_head(settled);
-        let mut at = self.fixed_front();
-        while at < self.entries.len() {
-            if keep_must && self.entries[at].class == Class::Must {
-                at += 1;
-            } else {
-                self.fail(at, reason, settled);
-            }
+        for entry in self.front.split_off(self.fixed_front()) {
+            self.fail(entry, reason, settled);
         }
-    }
-
-    /// Makes the border behind the frame that is begun one between entries, where it is within joined frames.
-    fn split_head(&mut self, settled: &mut Settled) {
-        if self.in_flight > 0 {
-            return;
-        }
-        // Only deliveries are joined.
-        let Some(head) = self.entries.front_mut().filter(|e| e.written > 0 && e.deliveries > 0) else { return };
-        let (whole, begun) = frame_at(&head.bytes, head.written);
-        if begun == (0..head.bytes.len()) {
-            return;
-        }
-        let sent = whole.min(head.deliveries);
-        settled.sent += sent;
-        head.deliveries -= sent;
-        let rest = head.bytes.slice(begun.end..);
-        head.written -= begun.start;
-        if begun.is_empty() {
-            head.bytes = rest;
-            return;
-        }
-        head.bytes = head.bytes.slice(begun);
-        if !rest.is_empty() {
-            let deliveries = head.deliveries.saturating_sub(1);
-            head.deliveries -= deliveries;
-            let rest = Entry { bytes: rest, written: 0, class: head.class, deliveries, settle: None };
-            self.entries.insert(1, rest);
+        for entry in self.lanes.take_all() {
+            self.fail(entry, reason, settled);
         }
     }
 
     /// Ends everything with the connection. Whole frames that were written count as sent.
     pub(crate) fn end(mut self, settled: &mut Settled) {
-        self.in_flight = 0;
         settled.bytes -= self.bytes as i64;
-        for entry in self.entries {
-            let (whole, _) = border_after(&entry.bytes, entry.written);
-            let sent = whole.min(entry.deliveries);
+        let lanes = self.lanes.take_all();
+        for entry in self.front.into_iter().chain(lanes).chain(self.last) {
+            let deliveries = entry.kind.deliveries;
+            let sent = frame_at(&entry.bytes, entry.written).0.min(deliveries);
             settled.sent += sent;
-            settled.conn_closed += entry.deliveries - sent;
+            settled.conn_closed += deliveries - sent;
             if let Some(settle) = entry.settle {
                 settled.told.push((settle, Err(FailureReason::ConnClosed)));
             }
@@ -233,212 +328,135 @@ impl Queue {
     }
 
     /// The next bytes to write, at most `max_slices` pieces; they stay where they are until [`wrote`](Self::wrote).
-    pub(crate) fn take_slices(&mut self, max_slices: usize, settled: &mut Settled) -> Vec<Bytes> {
+    pub(crate) fn take_slices(&mut self, max_slices: usize, now: u32, settled: &mut Settled) -> Vec<Bytes> {
         if let Some(gap) = self.front_gap.take() {
-            let entry = gap.into_entry();
-            self.bytes += entry.len();
-            settled.bytes += entry.len() as i64;
-            self.entries.insert(self.fixed_front(), entry);
+            let entry = Entry::new(gap.to_frame(), Kind::GAP, now);
+            self.grow(entry.len(), settled);
+            self.front.insert(self.fixed_front(), entry);
+            self.telling = Some(gap);
         }
-        self.in_flight = self.entries.len().min(max_slices);
-        self.entries.iter().take(self.in_flight).map(|e| e.bytes.slice(e.written..)).collect()
+        let mut offered: usize = self.front.iter().map(Entry::len).sum();
+        while self.front.len() < max_slices && offered < OFFER {
+            let Some(entry) = self.next(OFFER - offered, now, settled) else { break };
+            offered += entry.len();
+            self.front.push_back(entry);
+        }
+        self.in_flight = self.front.len().min(max_slices);
+        self.front.iter().take(self.in_flight).map(|e| e.bytes.slice(e.written..)).collect()
+    }
+
+    fn next(&mut self, len: usize, now: u32, settled: &mut Settled) -> Option<Entry> {
+        if let Some(entry) = self.lanes.pop(len) {
+            return Some(entry);
+        }
+        // Nothing may follow for long: who has caught up learns at once what it missed.
+        if let Some(gap) = self.back_gap.take() {
+            let entry = Entry::new(gap.to_frame(), Kind::MUST, now);
+            self.grow(entry.len(), settled);
+            return Some(entry);
+        }
+        self.last.take()
     }
 
     /// Takes account of `len` written bytes and ends what they finish.
     pub(crate) fn wrote(&mut self, mut len: usize, settled: &mut Settled) {
         self.in_flight = 0;
-        self.bytes -= len;
-        settled.bytes -= len as i64;
-        while let Some(head) = self.entries.front_mut() {
+        self.shrink(len, settled);
+        while let Some(head) = self.front.front_mut() {
             if head.len() > len {
                 head.written += len;
-                return;
+                break;
             }
             len -= head.len();
-            if let Some(done) = self.entries.pop_front() {
-                settled.sent += done.deliveries;
+            if let Some(done) = self.front.pop_front() {
+                settled.sent += done.kind.deliveries;
                 if let Some(settle) = done.settle {
                     settled.told.push((settle, Ok(())));
                 }
             }
         }
-        // Nothing may follow for long: who has caught up learns at once what it missed.
-        self.tell_back_gap(settled);
+        self.tidy_front(settled);
+    }
+
+    /// Leaves at the front only the frame that is begun, and what goes before everything.
+    fn tidy_front(&mut self, settled: &mut Settled) {
+        let told = self.telling.take();
+        for at in (self.fixed_front()..self.front.len()).rev() {
+            let class = self.front[at].kind.class;
+            if class == Class::Control {
+                continue;
+            }
+            let Some(entry) = self.front.remove(at) else { continue };
+            match class {
+                Class::Gap => {
+                    // What was dropped meanwhile is told in the same breath.
+                    self.shrink(entry.len(), settled);
+                    if self.cut.is_none() {
+                        Gap::join(&mut self.front_gap, told);
+                    }
+                }
+                Class::Close => self.last = Some(entry),
+                _ => self.put_back(entry, settled),
+            }
+        }
+        let Some(mut head) = self.front.pop_front_if(|e| e.written > 0 && e.kind.deliveries > 1) else { return };
+        let (whole, begun) = frame_at(&head.bytes, head.written);
+        let sent = whole.min(head.kind.deliveries);
+        settled.sent += sent;
+        let is_begun = u32::from(!begun.is_empty());
+        let rest = head.bytes.split_off(begun.end);
+        if !rest.is_empty() {
+            let kind = Kind { deliveries: head.kind.deliveries.saturating_sub(sent + is_begun), ..head.kind };
+            let rest = Entry { bytes: rest, written: 0, kind, settle: None, ..head };
+            self.put_back(rest, settled);
+        }
+        if !begun.is_empty() {
+            head.written -= begun.start;
+            head.bytes = head.bytes.slice(begun);
+            head.kind.deliveries = is_begun;
+            self.front.push_front(head);
+        }
+    }
+
+    fn put_back(&mut self, entry: Entry, settled: &mut Settled) {
+        match self.cut {
+            Some(reason) => self.fail(entry, reason, settled),
+            None => self.lanes.put_back(entry),
+        }
     }
 
     /// How many entries at the front must stay: being written, or begun.
     fn fixed_front(&self) -> usize {
-        let begun = self.entries.front().is_some_and(|e| e.written > 0);
+        let begun = self.front.front().is_some_and(|e| e.written > 0);
         self.in_flight.max(usize::from(begun))
     }
 
-    fn fail(&mut self, at: usize, reason: FailureReason, settled: &mut Settled) {
-        if let Some(entry) = self.remove(at, settled) {
-            match reason {
-                FailureReason::QueueFull => settled.queue_full += entry.deliveries,
-                _ => settled.conn_closed += entry.deliveries,
-            }
-            if let Some(settle) = entry.settle {
-                settled.told.push((settle, Err(reason)));
-            }
+    /// Ends an entry that was taken out.
+    fn fail(&mut self, entry: Entry, reason: FailureReason, settled: &mut Settled) {
+        self.shrink(entry.len(), settled);
+        match reason {
+            FailureReason::QueueFull => settled.queue_full += entry.kind.deliveries,
+            _ => settled.conn_closed += entry.kind.deliveries,
+        }
+        if let Some(settle) = entry.settle {
+            settled.told.push((settle, Err(reason)));
         }
     }
 
-    fn remove(&mut self, at: usize, settled: &mut Settled) -> Option<Entry> {
-        let entry = self.entries.remove(at)?;
-        self.bytes -= entry.len();
-        settled.bytes -= entry.len() as i64;
-        Some(entry)
+    fn grow(&mut self, len: usize, settled: &mut Settled) {
+        self.bytes += len;
+        settled.bytes += len as i64;
+    }
+
+    fn shrink(&mut self, len: usize, settled: &mut Settled) {
+        self.bytes -= len;
+        settled.bytes -= len as i64;
     }
 }
+
+/// About how many bytes are offered to the kernel at once: enough to make the call cheap, and little enough to keep
+/// what is urgent from waiting behind a large batch.
+const OFFER: usize = 64 << 10;
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::frame::text_frame;
-
-    fn entry(class: Class, payload_len: usize, deliveries: u32) -> Entry {
-        let mut bytes = Vec::new();
-        let mut buffer = Vec::new();
-        for _ in 0..deliveries.max(1) {
-            bytes.extend_from_slice(text_frame(&mut buffer, |out| out.extend(vec![b'x'; payload_len])));
-        }
-        Entry { bytes: bytes.into(), written: 0, class, deliveries, settle: None }
-    }
-
-    fn pong() -> Entry {
-        Entry { bytes: Bytes::from_static(&[0x8A, 0]), written: 0, class: Class::Control, deliveries: 0, settle: None }
-    }
-
-    #[test]
-    fn a_pong_passes_at_a_border_and_only_the_newest_stays() {
-        let mut queue = Queue::default();
-        let mut settled = Settled::default();
-        queue.push(entry(Class::Plain, 10, 1), &mut settled);
-        queue.take_slices(16, &mut settled);
-        queue.wrote(3, &mut settled);
-        queue.push(entry(Class::Plain, 20, 1), &mut settled);
-        queue.push(pong(), &mut settled);
-        queue.push(pong(), &mut settled);
-        let lens: Vec<usize> = queue.take_slices(16, &mut settled).iter().map(Bytes::len).collect();
-        assert_eq!(lens, [9, 2, 22]);
-    }
-
-    #[test]
-    fn a_pong_passes_joined_frames_too() {
-        let mut queue = Queue::default();
-        let mut settled = Settled::default();
-        queue.push(entry(Class::Plain, 8, 4), &mut settled);
-        queue.take_slices(1, &mut settled);
-        queue.wrote(13, &mut settled);
-        queue.push(pong(), &mut settled);
-        let lens: Vec<usize> = queue.take_slices(16, &mut settled).iter().map(Bytes::len).collect();
-        assert_eq!(lens, [7, 2, 20]);
-        queue.wrote(9, &mut settled);
-        assert_eq!((settled.sent, queue.deliveries()), (2, 2));
-        // At a border exactly nothing is begun.
-        queue.take_slices(1, &mut settled);
-        queue.wrote(10, &mut settled);
-        queue.push(pong(), &mut settled);
-        let lens: Vec<usize> = queue.take_slices(16, &mut settled).iter().map(Bytes::len).collect();
-        assert_eq!(lens, [2, 10]);
-        queue.wrote(12, &mut settled);
-        assert_eq!((settled.sent, settled.bytes), (4, 0));
-    }
-
-    #[test]
-    fn joined_frames_that_are_not_begun_make_room_too() {
-        let mut queue = Queue::default();
-        let mut settled = Settled::default();
-        queue.push(entry(Class::Plain, 8, 10), &mut settled);
-        queue.take_slices(1, &mut settled);
-        queue.wrote(1, &mut settled);
-        queue.make_room(10, 20, &mut settled);
-        assert_eq!((queue.bytes(), queue.deliveries(), settled.queue_full), (9, 1, 9));
-    }
-
-    #[test]
-    fn room_is_made_from_the_oldest_that_is_not_begun() {
-        let mut queue = Queue::default();
-        let mut settled = Settled::default();
-        for deliveries in [1, 2, 3] {
-            queue.push(entry(Class::Plain, 8, deliveries), &mut settled);
-        }
-        queue.push(entry(Class::Must, 8, 0), &mut settled);
-        queue.take_slices(1, &mut settled);
-        queue.wrote(1, &mut settled);
-        queue.make_room(10, 60, &mut settled);
-        assert_eq!(settled.queue_full, 2);
-        assert_eq!(queue.deliveries(), 4);
-        queue.make_room(10, 0, &mut settled);
-        assert_eq!(queue.deliveries(), 1);
-        assert_eq!(queue.bytes(), 9 + 10);
-    }
-
-    #[test]
-    fn a_cut_ends_with_the_frame_that_is_begun() {
-        let mut queue = Queue::default();
-        let mut settled = Settled::default();
-        queue.push(entry(Class::Plain, 8, 3), &mut settled);
-        queue.push(entry(Class::Plain, 8, 1), &mut settled);
-        queue.take_slices(1, &mut settled);
-        queue.wrote(13, &mut settled);
-        queue.cut(FailureReason::QueueFull, false, &mut settled);
-        // Of three joined frames the first is written and the second begun.
-        assert_eq!((queue.bytes(), queue.deliveries()), (7, 1));
-        assert_eq!((settled.sent, settled.queue_full), (1, 2));
-        queue.take_slices(1, &mut settled);
-        queue.wrote(7, &mut settled);
-        assert_eq!(settled.sent, 2);
-        assert!(queue.is_empty());
-    }
-
-    #[derive(Clone, Debug)]
-    enum Op {
-        Push(u8, usize, u32),
-        Write(usize),
-        MakeRoom(usize),
-        Cut,
-    }
-
-    proptest! {
-        #[test]
-        fn every_delivery_and_byte_is_accounted_for(
-            ops in prop::collection::vec(
-                prop_oneof![
-                    (0..3_u8, 0..300_usize, 1..4_u32).prop_map(|(c, l, d)| Op::Push(c, l, d)),
-                    (0..900_usize).prop_map(Op::Write),
-                    (0..900_usize).prop_map(Op::MakeRoom),
-                    Just(Op::Cut),
-                ],
-                0..40,
-            )
-        ) {
-            let mut queue = Queue::default();
-            let mut settled = Settled::default();
-            let mut taken = 0;
-            for op in ops {
-                match op {
-                    Op::Push(0, ..) => queue.push(pong(), &mut settled),
-                    Op::Push(1, len, _) => queue.push(entry(Class::Must, len, 0), &mut settled),
-                    Op::Push(_, len, deliveries) => {
-                        taken += deliveries;
-                        queue.push(entry(Class::Plain, len, deliveries), &mut settled);
-                    }
-                    Op::Write(len) => {
-                        let offered: usize = queue.take_slices(4, &mut settled).iter().map(Bytes::len).sum();
-                        queue.wrote(len.min(offered), &mut settled);
-                    }
-                    Op::MakeRoom(max) => queue.make_room(0, max, &mut settled),
-                    Op::Cut => queue.cut(FailureReason::QueueFull, true, &mut settled),
-                }
-                prop_assert_eq!(settled.bytes, queue.bytes() as i64);
-            }
-            queue.end(&mut settled);
-            prop_assert_eq!(settled.bytes, 0);
-            prop_assert_eq!(settled.sent + settled.queue_full + settled.conn_closed, taken);
-        }
-    }
-}
+mod tests;

@@ -78,6 +78,7 @@ impl fmt::Debug for Shared {
 pub(crate) struct Limits {
     max_message_size: AtomicUsize,
     queue_max_bytes: AtomicUsize,
+    queue_total_bytes: AtomicUsize,
     fanout_max_bytes: AtomicUsize,
     /// [`OFF`] where compression is.
     compression_threshold: AtomicUsize,
@@ -94,6 +95,7 @@ impl Limits {
         let limits = Self {
             max_message_size: AtomicUsize::default(),
             queue_max_bytes: AtomicUsize::default(),
+            queue_total_bytes: AtomicUsize::default(),
             fanout_max_bytes: AtomicUsize::default(),
             compression_threshold: AtomicUsize::default(),
             pending_handshakes: AtomicUsize::default(),
@@ -110,6 +112,7 @@ impl Limits {
     pub(crate) fn set(&self, config: &TransportConfig) {
         self.max_message_size.store(config.max_message_size, Relaxed);
         self.queue_max_bytes.store(config.queue_max_bytes, Relaxed);
+        self.queue_total_bytes.store(config.queue_total_bytes, Relaxed);
         self.fanout_max_bytes.store(config.fanout_max_bytes, Relaxed);
         self.compression_threshold.store(config.compression_threshold.unwrap_or(OFF), Relaxed);
         self.pending_handshakes.store(config.pending_handshakes, Relaxed);
@@ -126,6 +129,10 @@ impl Limits {
 
     pub(crate) fn queue_max_bytes(&self) -> usize {
         self.queue_max_bytes.load(Relaxed)
+    }
+
+    pub(crate) fn queue_total_bytes(&self) -> usize {
+        self.queue_total_bytes.load(Relaxed)
     }
 
     pub(crate) fn fanout_max_bytes(&self) -> usize {
@@ -150,6 +157,7 @@ impl Limits {
         match self.queue_policy.load(Relaxed) {
             1 => QueuePolicy::DropOldest,
             2 => QueuePolicy::DropNewest,
+            3 => QueuePolicy::Spill,
             _ => QueuePolicy::Disconnect,
         }
     }

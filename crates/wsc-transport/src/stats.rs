@@ -15,6 +15,7 @@ pub struct TransportStats {
     pub(crate) slow_disconnect: AtomicU64,
     pub(crate) slow_drop_oldest: AtomicU64,
     pub(crate) slow_drop_newest: AtomicU64,
+    pub(crate) slow_spill: AtomicU64,
     pub(crate) handshakes_timed_out: AtomicU64,
     pub(crate) handshakes_cut: AtomicU64,
     pub(crate) handshakes_malformed: AtomicU64,
@@ -49,12 +50,14 @@ impl TransportStats {
         self.messages_in.load(Relaxed)
     }
 
-    /// How often a full queue was met, by the name of what was done about it.
-    pub fn slow_consumers(&self) -> [(&'static str, u64); 3] {
+    /// How often a full queue was met, by the name of what was done about it. A [reliable](crate::Terms::is_reliable)
+    /// message that finds no room is a `spill` under every policy.
+    pub fn slow_consumers(&self) -> [(&'static str, u64); 4] {
         [
             ("disconnect", self.slow_disconnect.load(Relaxed)),
             ("drop_oldest", self.slow_drop_oldest.load(Relaxed)),
             ("drop_newest", self.slow_drop_newest.load(Relaxed)),
+            ("spill", self.slow_spill.load(Relaxed)),
         ]
     }
 

@@ -32,7 +32,7 @@ section! {
     /// Where messages are kept that must survive or wait.
     pub struct StorageSettings [storage] {
         /// Kind of storage. The inbox is not built yet in this version: only `none` is accepted.
-        kind: StorageKind = "none" => Restart;
+        kind: StorageKind = "embedded" => Restart;
         /// Directory of the database file.
         path: PathBuf = "./data" => Restart;
         /// When a commit counts as done: `fsync` survives a power cut, `os` only a crash of the hub.

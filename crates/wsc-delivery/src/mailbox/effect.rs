@@ -21,20 +21,25 @@ pub enum Effect {
         bytes: u64,
     },
     /// Remove from the store what is settled. Not answered.
+    ///
+    /// Whether or not the store has done it yet: no later `Read`, `Take` or `Expired` may find this letter, also not
+    /// those of a mailbox that is made anew. A page that was asked for before may still hold it.
     Remove {
         /// Which letter.
         id: Uuid,
     },
-    /// Remove a letter that is not in memory, if it is in the store; answered by `Taken`.
+    /// Remove a letter that is not in memory, if it is in the store; answered by `Taken`. Of several that name one
+    /// letter, and of those behind a `Remove`, one at most finds it.
     Take {
         /// Which letter.
         id: Uuid,
-        /// What the receiver said of it.
+        /// Why.
         verdict: Verdict,
     },
     /// Send a copy; answered by `Transmitted` before anything else is done.
     Transmit(Copy),
-    /// The letter counts as accepted from here on, and its sender may be told where it stands.
+    /// The letter counts as accepted from here on. Its first copies follow; when they are answered, its sender may be
+    /// told where it stands.
     Accepted {
         /// Which letter.
         id: Uuid,

@@ -118,7 +118,8 @@ pub enum Input {
         /// The letter, where it was there.
         letter: Option<Letter>,
     },
-    /// The time to live of a letter that rests is over: the store lists it.
+    /// The time to live of a letter that rests is over: the store lists it. It may have been settled since then, so it
+    /// is [taken](super::Effect::Take) out of the store first.
     Expired {
         /// The letter as the store has it.
         letter: Letter,
@@ -140,13 +141,15 @@ pub enum Transmission {
     Gone,
 }
 
-/// What a receiver said of a letter.
+/// Why a letter that rests is taken out of the store: what its receiver said of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It has it.
     Acked,
     /// It does not want it.
     Rejected,
+    /// Nothing: the letter's time to live is over.
+    Expired,
 }
 
 /// Why the store did not take a letter.

@@ -93,6 +93,16 @@ impl Caller {
         if self.is_admin() { Ok(()) } else { Err(Refusal::forbidden(format!("{what} needs admin:system"))) }
     }
 
+    /// For whom idempotency keys are apart.
+    pub(crate) fn name(&self) -> &str {
+        self.user_id.as_ref().map_or("operator", Id::as_str)
+    }
+
+    /// Whether the caller is this user.
+    pub(crate) fn is_user(&self, user_id: &str) -> bool {
+        self.user_id.as_ref().is_some_and(|id| id.as_str() == user_id)
+    }
+
     /// Who a message is from that does not say.
     pub(crate) fn sender_id(&self) -> &str {
         match &self.user_id {
@@ -224,6 +234,8 @@ enum Need {
     Room(Permission, Option<String>),
     /// To send to this user.
     User(String),
+    /// To be somebody; the handler asks for more.
+    Anybody,
 }
 
 impl Need {
@@ -233,6 +245,7 @@ impl Need {
             Self::Room(permission, Some(room_id)) => (permissions.allows_room(*permission, room_id), *permission),
             // The handler asks again once it knows which.
             Self::Room(permission, None) => (permissions.holds_some(*permission), *permission),
+            Self::Anybody => return Ok(()),
             Self::User(user_id) => (permissions.allows_direct(user_id), Permission::SendMessage),
         };
         if is_held { Ok(()) } else { Err(missing(permission)) }
@@ -249,6 +262,7 @@ impl Path<'_> {
             ["api", "rooms"] => Need::Everywhere(AdminRoom),
             ["api", "rooms", id, ..] => Need::Room(AdminRoom, Some(decoded(id))),
             ["api", "broadcast", "room"] => Need::Room(AdminRoom, None),
+            ["api", "messages", id] if *id != "batch" => Need::Anybody,
             ["api", "users", id, "messages"] => Need::User(decoded(id)),
             ["api" | "debug" | "metrics", ..] | ["health", "failure-stats" | "retry-config"] => {
                 Need::Everywhere(AdminSystem)

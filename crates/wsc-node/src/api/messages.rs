@@ -1,6 +1,6 @@
 //! Programs that push: to users, in batches, to everybody.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use axum::{Extension, response::Response};
 use http::StatusCode;
@@ -12,14 +12,14 @@ use wsc_protocol::{ErrorCode, ErrorReply, Priority, UserType};
 
 use super::{
     access::{Caller, Via},
-    extract::{Json, PathUser, check_user, present},
+    extract::{Json, PathId, PathUser, check_user, present},
     reply::{self, ErrorBody, Refusal},
 };
 use crate::{
     builder::is_reserved,
-    core::Core,
-    hub::check_id,
-    routing::{Direct, SendOptions, SendReceipt},
+    hub::{check_id, oneshot_answer},
+    mail::{Via as Sender, Watch},
+    routing::{SendOptions, SendReceipt},
 };
 
 /// Makes the body of a push: what all have in common, after some fields of its own.
@@ -37,13 +37,13 @@ macro_rules! push_body {
             /// `high`, `normal` or `low`; `high` needs `admin:system`. Messages to rooms are always `normal`.
             #[schema(value_type = Option<String>)]
             priority: Option<Priority>,
-            /// Needs the inbox.
+            /// Whether the receiver must acknowledge it. It is stored first, and sent again until it is settled.
             require_ack: Option<bool>,
-            /// Needs the inbox.
+            /// How long it may wait for its receiver, in milliseconds; default and most: `storage.message_ttl`.
             ttl_ms: Option<u64>,
-            /// Needs the inbox.
+            /// Makes a repeated send harmless: the same key gets the first answer again.
             idempotency_key: Option<String>,
-            /// Needs the inbox.
+            /// `ack`: answer when the message is final or rests, with all that happened to it.
             wait: Option<String>,
         }
 
@@ -54,12 +54,10 @@ macro_rules! push_body {
                     sender_id: self.sender_id.take(),
                     message_type: self.message_type.take(),
                     priority: self.priority.unwrap_or_default(),
-                    needs_inbox: [
-                        ("require_ack", self.require_ack == Some(true)),
-                        ("ttl_ms", self.ttl_ms.is_some()),
-                        ("idempotency_key", self.idempotency_key.is_some()),
-                        ("wait", self.wait.is_some()),
-                    ],
+                    require_ack: self.require_ack.unwrap_or_default(),
+                    ttl_ms: self.ttl_ms,
+                    idempotency_key: self.idempotency_key.take(),
+                    wait: self.wait.take(),
                 }
             }
         }
@@ -92,15 +90,17 @@ pub(crate) struct Wishes {
     pub(super) sender_id: Option<String>,
     pub(super) message_type: Option<String>,
     pub(super) priority: Priority,
-    pub(super) needs_inbox: [(&'static str, bool); 4],
+    pub(super) require_ack: bool,
+    pub(super) ttl_ms: Option<u64>,
+    pub(super) idempotency_key: Option<String>,
+    pub(super) wait: Option<String>,
 }
 
 impl Wishes {
     /// What the caller may wish for, in the form that sending takes.
     pub(crate) fn granted(self, caller: &Caller, is_for_room: bool) -> Result<SendOptions, Refusal> {
-        // Nothing could be promised to survive, so nothing is.
-        if let Some((field, _)) = self.needs_inbox.iter().find(|(_, is_wished)| *is_wished) {
-            return Err(Refusal::invalid(format!("{field} needs the inbox, which is off")));
+        if self.ttl_ms == Some(0) {
+            return Err(Refusal::invalid("ttl_ms must be at least 1"));
         }
         if let Some(message_type) = &self.message_type {
             caller.require_admin("message_type")?;
@@ -121,24 +121,22 @@ impl Wishes {
             caller.require_admin("high priority")?;
         }
         let sender_id = self.sender_id.unwrap_or_else(|| caller.sender_id().to_owned());
-        let options = SendOptions::default().sender(sender_id).priority(self.priority);
-        Ok(match self.message_type {
-            Some(message_type) => options.message_type(message_type),
-            None => options,
-        })
+        let mut options = SendOptions::default().sender(sender_id).priority(self.priority);
+        options.message_type = self.message_type;
+        options.require_ack = self.require_ack;
+        options.ttl = self.ttl_ms.map(Duration::from_millis);
+        options.idempotency_key = self.idempotency_key;
+        Ok(options)
     }
-}
 
-fn send(core: &Arc<Core>, user_id: &str, content: &RawValue, options: &SendOptions) -> Result<SendReceipt, ErrorReply> {
-    core.send_direct(&Direct {
-        message_type: options.message_type.as_deref().unwrap_or("user_message"),
-        sender_id: options.sender_id.as_deref().unwrap_or(crate::routing::SYSTEM),
-        content,
-        priority: options.priority,
-        target: user_id,
-        target_client: None,
-        from: None,
-    })
+    /// Whether the caller wants to wait for the end.
+    pub(crate) fn waits(&self) -> Result<bool, Refusal> {
+        match self.wait.as_deref() {
+            None => Ok(false),
+            Some("ack") => Ok(true),
+            Some(_) => Err(Refusal::invalid("wait can only be \"ack\"")),
+        }
+    }
 }
 
 /// An accepted message to a user.
@@ -147,15 +145,18 @@ fn send(core: &Arc<Core>, user_id: &str, content: &RawValue, options: &SendOptio
 pub(crate) struct Receipt {
     /// The message's id.
     id: String,
-    /// `sent`, `pending` or `failed`.
+    /// `sent`, `pending`, `stored` or `failed`.
     outcome: String,
     /// Why it failed.
     reason: Option<String>,
+    /// Whether this answers a repetition, for which nothing was sent.
+    duplicate: Option<bool>,
 }
 
 /// Sends to every connection of a user.
 #[utoipa::path(post, path = "/api/users/{user}/messages", tag = "messages",
     params(("user" = String, Path, description = "User id")), request_body = Push, responses(
+        (status = 200, description = "with `wait`: the end, and every attempt"),
         (status = 202, description = "accepted, and where it stands", body = Receipt),
         (status = "default", description = "refused", body = ErrorBody),
     ))]
@@ -165,9 +166,70 @@ pub(crate) async fn send_to_user(
     PathUser(user_id): PathUser,
     Json(mut push): Json<Push>,
 ) -> Result<Response, Refusal> {
-    let options = push.wishes().granted(&caller, false)?;
-    let receipt = send(&via.core, &user_id, &push.content, &options)?;
-    Ok(reply::json(StatusCode::ACCEPTED, &receipt))
+    let core = &via.core;
+    let wishes = push.wishes();
+    let waits = wishes.waits()?;
+    let options = wishes.granted(&caller, false)?;
+    // A place for each that waits, so that they cannot use up the server.
+    let _place = match waits {
+        true => Some(core.waiting_place().ok_or_else(|| {
+            Refusal::from(ErrorReply::new(ErrorCode::Full, "too many requests wait for acknowledgements"))
+        })?),
+        false => None,
+    };
+    let (watch, result) = if waits { Some(Watch::new()).unzip() } else { (None, None) };
+    let (answer, answered) = oneshot_answer();
+    core.push(&user_id, &push.content, &options, Sender::Program(caller.name()), watch, answer);
+    let receipt = answered.await?.receipt;
+    let Some(result) = result else { return Ok(reply::json(StatusCode::ACCEPTED, &receipt)) };
+    match tokio::time::timeout(core.settings().http.wait_timeout, result).await {
+        Ok(Ok(result)) => Ok(reply::ok(&result)),
+        // A repetition: the first request waits.
+        Ok(Err(_)) if receipt.fate.outcome.is_final() => Ok(reply::ok(&receipt)),
+        Ok(Err(_)) | Err(_) => Ok(reply::json(StatusCode::ACCEPTED, &receipt)),
+    }
+}
+
+/// Shows what became of a message for each recipient.
+#[utoipa::path(get, path = "/api/messages/{id}", tag = "messages",
+    params(("id" = String, Path, description = "Message id")), responses(
+        (status = 200, description = "its fates", body = Fates),
+        (status = 404, description = "not known, or not any more", body = ErrorBody),
+        (status = "default", description = "refused", body = ErrorBody),
+    ))]
+pub(crate) async fn show_message(
+    Extension(via): Extension<Via>,
+    Extension(caller): Extension<Caller>,
+    PathId(id): PathId,
+) -> Result<Response, Refusal> {
+    let fate = Uuid::try_parse(&id).ok().and_then(|id| via.core.message_fate(id));
+    match fate.filter(|fate| caller.is_admin() || caller.is_user(&fate.sender_id)) {
+        Some(fate) => Ok(reply::ok(&fate)),
+        None => Err(Refusal::with_status(StatusCode::NOT_FOUND, ErrorCode::InvalidMessageId, "no such message")),
+    }
+}
+
+/// What became of a message.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what `MessageFate` is written as")]
+pub(crate) struct Fates {
+    /// The message's id.
+    id: String,
+    recipients: Vec<PairFateDoc>,
+}
+
+/// What became of a message for one recipient.
+#[derive(ToSchema)]
+#[schema(as = PairFate)]
+#[expect(dead_code, reason = "it describes what `PairFate` is written as")]
+pub(crate) struct PairFateDoc {
+    user_id: String,
+    /// `pending`, `stored`, `sent`, `acked`, `failed`, `expired` or `rejected`.
+    outcome: String,
+    /// Why it failed.
+    reason: Option<String>,
+    /// How often it was transmitted.
+    attempts: u32,
 }
 
 /// Messages to users.
@@ -217,21 +279,35 @@ pub(crate) async fn send_batch(
         let message = format!("a batch has at most {MAX_BATCH} messages");
         return Err(Refusal::from(ErrorReply::new(ErrorCode::TooLarge, message)).details(json!({ "limit": MAX_BATCH })));
     }
-    let one = |mut item: BatchItem| -> Result<SendReceipt, Refusal> {
-        check_user(&via.core, "user_id", &item.user_id)?;
-        let options = item.wishes().granted(&caller, false)?;
-        Ok(send(&via.core, &item.user_id, &item.content, &options)?)
-    };
-    let mut results = Vec::with_capacity(batch.messages.len());
-    for item in batch.messages {
-        results.push(match one(item) {
-            Ok(receipt) => BatchResult::Accepted(receipt),
-            Err(refusal) => BatchResult::Refused { error: refusal.into_error() },
+    // All are sent before the first answer is waited for: what is durable shares its commits.
+    let mut answers = Vec::with_capacity(batch.messages.len());
+    for mut item in batch.messages {
+        let sent = check_user(&via.core, "user_id", &item.user_id).map_err(Refusal::from).and_then(|()| {
+            let wishes = item.wishes();
+            if wishes.waits()? {
+                return Err(Refusal::invalid("a batch does not wait"));
+            }
+            let options = wishes.granted(&caller, false)?;
+            let (answer, answered) = oneshot_answer();
+            via.core.push(&item.user_id, &item.content, &options, Sender::Program(caller.name()), None, answer);
+            Ok(answered)
         });
+        answers.push(sent);
         // A thousand messages to users with many devices take a while: others want their turn.
-        if results.len() % BATCH_SLICE == 0 {
+        if answers.len() % BATCH_SLICE == 0 {
             tokio::task::yield_now().await;
         }
+    }
+    let mut results = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let result = match answer {
+            Ok(answered) => answered.await.map_err(Refusal::from),
+            Err(refusal) => Err(refusal),
+        };
+        results.push(match result {
+            Ok(answered) => BatchResult::Accepted(answered.receipt),
+            Err(refusal) => BatchResult::Refused { error: refusal.into_error() },
+        });
     }
     Ok(reply::ok(&BatchResults { results }))
 }
@@ -262,7 +338,10 @@ pub(crate) struct Published {
     #[schema(value_type = String)]
     pub(crate) id: Uuid,
     /// How many connections it goes to.
-    pub(crate) recipients: usize,
+    pub(crate) recipients: u64,
+    /// Whether this answers a repetition, for which nothing was sent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) duplicate: bool,
 }
 
 /// Sends to every connection.
@@ -282,11 +361,19 @@ pub(crate) async fn broadcast(
                 return Err(Refusal::invalid("user_type goes with content only"));
             }
             let (id, recipients) = via.core.broadcast_text(&text)?;
-            Ok(reply::ok(&Published { status: Some("broadcast initiated"), id, recipients }))
+            Ok(reply::ok(&Published {
+                status: Some("broadcast initiated"),
+                id,
+                recipients: recipients as u64,
+                duplicate: false,
+            }))
         }
         (None, Some(content)) => {
             let (id, recipients) = via.core.broadcast(&content, user_type, &SendOptions::default())?;
-            Ok(reply::json(StatusCode::ACCEPTED, &Published { status: None, id, recipients }))
+            Ok(reply::json(
+                StatusCode::ACCEPTED,
+                &Published { status: None, id, recipients: recipients as u64, duplicate: false },
+            ))
         }
         (Some(_), None) => Err(Refusal::invalid("message is empty")),
         (None, None) => Err(Refusal::invalid("either message or content is missing")),

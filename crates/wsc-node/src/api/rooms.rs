@@ -18,8 +18,10 @@ use super::{
 };
 use crate::{
     dispatch::page,
-    hub::check_id,
+    hub::{check_id, oneshot_answer},
+    mail::Via as Sender,
     rooms::{RoomInfo, RoomOptions},
+    routing::SendReceipt,
 };
 
 /// Which part of a list.
@@ -245,7 +247,7 @@ pub(crate) async fn send_to_room(
     PathId(room_id): PathId,
     Json(mut push): Json<Push>,
 ) -> Result<Response, Refusal> {
-    publish(&via, &caller, &room_id, push.wishes(), &push.content)
+    publish(&via, &caller, &room_id, push.wishes(), &push.content).await
 }
 
 /// Sends to all members of a room, as GoHub's clients ask for it.
@@ -266,11 +268,24 @@ pub(crate) async fn broadcast_to_room(
         (None, None) => return Err(Refusal::invalid("either message or content is missing")),
         (Some(_), Some(_)) => return Err(Refusal::invalid("message and content cannot go together")),
     };
-    publish(&via, &caller, &push.room_id, wishes, &content)
+    publish(&via, &caller, &push.room_id, wishes, &content).await
 }
 
-fn publish(via: &Via, caller: &Caller, room_id: &str, wishes: Wishes, content: &RawValue) -> Result<Response, Refusal> {
+async fn publish(
+    via: &Via,
+    caller: &Caller,
+    room_id: &str,
+    wishes: Wishes,
+    content: &RawValue,
+) -> Result<Response, Refusal> {
+    if wishes.waits()? {
+        return Err(Refusal::invalid("wait goes with messages to one user"));
+    }
     let options = wishes.granted(caller, true)?;
-    let (id, recipients) = via.core.send_room(room_id, content, &options)?;
-    Ok(reply::json(StatusCode::ACCEPTED, &Published { status: None, id, recipients }))
+    let (answer, answered) = oneshot_answer();
+    via.core.send_room(room_id, content, &options, Sender::Program(caller.name()), answer);
+    let answered = answered.await?;
+    let SendReceipt { id, duplicate, .. } = answered.receipt;
+    let recipients = answered.recipients;
+    Ok(reply::json(StatusCode::ACCEPTED, &Published { status: None, id, recipients, duplicate }))
 }

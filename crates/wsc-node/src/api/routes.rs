@@ -82,6 +82,7 @@ fn described_without_page() -> OpenApiRouter {
         .routes(routes!(clients::disconnect_user))
         .routes(routes!(messages::send_to_user))
         .routes(routes!(messages::send_batch))
+        .routes(routes!(messages::show_message))
         .routes(routes!(messages::broadcast))
         .routes(routes!(rooms::list_rooms, rooms::create_room))
         .routes(routes!(rooms::delete_room))

@@ -173,6 +173,8 @@ pub(crate) struct Stats {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct MessageTotals {
     accepted: u64,
+    /// Found in the store at the start.
+    recovered: u64,
     in_flight: u64,
     stored: u64,
     sent: u64,
@@ -202,14 +204,14 @@ pub(crate) async fn stats(Extension(via): Extension<Via>) -> Response {
         timestamp: now_ms() / 1000,
         messages: MessageTotals {
             accepted: whole(tally.accepted),
+            recovered: whole(tally.recovered),
             in_flight: whole(tally.in_flight),
             sent: whole(tally.sent),
             failed: whole(tally.failed()),
-            // These need the inbox.
-            stored: 0,
-            acked: 0,
-            expired: 0,
-            rejected: 0,
+            stored: whole(tally.stored),
+            acked: whole(tally.acked),
+            expired: whole(tally.expired),
+            rejected: whole(tally.rejected),
         },
     })
 }

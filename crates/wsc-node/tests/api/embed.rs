@@ -36,8 +36,8 @@ async fn app(hub: Hub, router: Router, tells_peers: bool) -> App {
     App { hub, addr, server }
 }
 
-fn started(keys: &str) -> Hub {
-    Hub::builder().settings(settings(keys)).start().unwrap()
+async fn started(keys: &str) -> Hub {
+    Hub::builder().settings(settings(keys)).start().await.unwrap()
 }
 
 impl App {
@@ -48,7 +48,7 @@ impl App {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_application_serves_clients_and_the_api() {
-    let hub = started("");
+    let hub = started("").await;
     let router = Router::new().route("/hello", get(async || "hello")).merge(hub.router());
     let app = app(hub, router, true).await;
     assert_eq!(app.get("/hello").await.text(), "hello");
@@ -77,7 +77,7 @@ async fn a_foreign_application_serves_clients_and_the_api() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compression_is_agreed_on_at_the_side_door_too() {
-    let hub = started("compression: {enabled: true, threshold: 0}");
+    let hub = started("compression: {enabled: true, threshold: 0}").await;
     let router = hub.router();
     let app = app(hub, router, true).await;
     let mut client = RawClient::tcp(app.addr).await;
@@ -91,7 +91,7 @@ async fn compression_is_agreed_on_at_the_side_door_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_may_be_mounted_below_a_path() {
-    let hub = started("");
+    let hub = started("").await;
     let router = Router::new().route("/", get(async || "home")).nest("/hub", hub.router());
     let app = app(hub, router, true).await;
     assert_eq!(app.get("/").await.text(), "home");
@@ -105,7 +105,7 @@ async fn it_may_be_mounted_below_a_path() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_application_may_keep_its_own_page() {
-    let hub = started("http: {demo_page: \"off\"}");
+    let hub = started("http: {demo_page: \"off\"}").await;
     let router = Router::new().route("/", get(async || "home")).merge(hub.router());
     let app = app(hub, router, true).await;
     assert_eq!(app.get("/").await.text(), "home");
@@ -114,7 +114,7 @@ async fn an_application_may_keep_its_own_page() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_does_not_say_who_asks_gets_no_private_pages() {
-    let hub = started("");
+    let hub = started("").await;
     let router = hub.router();
     let app = app(hub, router, false).await;
     assert_refused(&app.get("/api/stats").await, 403, 2001);
@@ -124,7 +124,7 @@ async fn a_server_that_does_not_say_who_asks_gets_no_private_pages() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_at_the_side_door_are_those_of_the_front_door() {
-    let hub = Hub::builder().authenticator(StaticTokens::new()).start().unwrap();
+    let hub = Hub::builder().authenticator(StaticTokens::new()).start().await.unwrap();
     let router = hub.router();
     let app = app(hub, router, true).await;
     let url = format!("ws://{}/ws", app.addr);
@@ -157,7 +157,7 @@ async fn a_connection_that_spoke_http_may_be_upgraded() {
     let answer = client.handshake(&Handshake::new(hub.addr, "/ws?user_id=alice")).await;
     assert_eq!(answer.status, 101, "{answer:?}");
     assert_eq!(client.expect("connected").await["data"]["user_id"], "alice");
-    hub.hub.send_to_user("alice", "hi").unwrap();
+    hub.hub.send_to_user("alice", "hi").await.unwrap();
     assert_eq!(client.expect("user_message").await["data"]["content"], "hi");
     client.send(&wsc_testkit::Frame::text(r#"{"message_type":"ping"}"#)).await;
     client.expect("pong").await;

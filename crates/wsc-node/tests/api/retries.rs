@@ -18,7 +18,7 @@ async fn fill(hub: &TestHub) -> (RawClient, u64) {
     let mut waiting = 0;
     for n in 0..2_000 {
         let content = json!({"n": n, "filler": "x".repeat(32 * 1024)});
-        let SendReceipt { fate, .. } = hub.hub.send_to_user("slow", content).unwrap();
+        let SendReceipt { fate, .. } = hub.hub.send_to_user("slow", content).await.unwrap();
         waiting += u64::from(fate.outcome != Outcome::Sent);
         if waiting == 3 {
             return (slow, n + 1);

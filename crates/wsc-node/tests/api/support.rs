@@ -20,7 +20,7 @@ pub(crate) async fn hub(keys: &str) -> TestHub {
 
 /// A hub that is changed before it starts.
 pub(crate) async fn hub_with(keys: &str, change: impl FnOnce(HubBuilder) -> HubBuilder) -> TestHub {
-    let hub = change(Hub::builder().settings(settings(keys))).start().unwrap();
+    let hub = change(Hub::builder().settings(settings(keys))).start().await.unwrap();
     let addr = hub.listen("127.0.0.1:0".parse().unwrap()).unwrap();
     TestHub { hub, addr }
 }

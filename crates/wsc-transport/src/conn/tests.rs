@@ -126,14 +126,14 @@ fn a_handle_can_be_printed_while_its_connection_is_busy() {
 fn an_end_during_a_write_leaves_nothing_behind() {
     let (conn, _) = conn();
     let stats = &conn.shared.stats;
-    conn.submit(Payload::Shared(&Bytes::from_static(&[0x81, 0])), Class::Plain, 1, None, always);
+    conn.submit(Payload::Shared(&Bytes::from_static(&[0x81, 0])), Kind::shared(1), None, always);
     let flush = conn.flush_once(|_| {
         conn.end(DisconnectReason::ReadError);
         Ok(1)
     });
     assert!(flush.is_ok());
     assert_eq!(
-        conn.submit(Payload::Shared(&Bytes::from_static(&[0x81, 0])), Class::Plain, 1, None, always),
+        conn.submit(Payload::Shared(&Bytes::from_static(&[0x81, 0])), Kind::shared(1), None, always),
         Some(Sent::Closed)
     );
     assert_eq!((stats.queue_bytes(), stats.ledger().snapshot().conn_closed), (0, 1));

@@ -1,0 +1,338 @@
+//! The way into the store: what is accepted goes there in groups, and what is settled leaves it.
+
+use std::{
+    fmt, mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio_retry::RetryIf;
+use uuid::Uuid;
+use wsc_delivery::{
+    RetryPolicy,
+    mailbox::{Input, Kind, Letter, Millis, Place, Refusal, Verdict},
+};
+use wsc_protocol::{Fate, Id};
+use wsc_store::{Admission, Entry, EntryKey, InboxStore, NewEntry, Position, ReadLimit, StoreError};
+
+use super::{News, Record, Slot, recent::Recent};
+use crate::core::Core;
+
+/// The store, and what waits for it.
+pub(crate) struct Keeper {
+    store: Arc<dyn InboxStore>,
+    appends: mpsc::Sender<Append>,
+    /// Taken by the task that works for the keeper.
+    waiting: Mutex<Option<mpsc::Receiver<Append>>>,
+    removals: Mutex<Removals>,
+    removed: Notify,
+    breaker: Breaker,
+}
+
+/// Letters that are settled but that the store has not forgotten at once.
+#[derive(Default)]
+struct Removals {
+    waiting: Vec<EntryKey>,
+    /// They are not to be seen any more, also not by a read that began before the store forgot them.
+    hidden: Recent<EntryKey, ()>,
+}
+
+/// One letter on its way into the store.
+struct Append {
+    slot: Arc<Slot>,
+    entry: NewEntry,
+}
+
+impl Keeper {
+    pub(crate) fn new(store: Arc<dyn InboxStore>) -> Self {
+        let (appends, waiting) = mpsc::channel(MOST_APPENDS);
+        Self {
+            store,
+            appends,
+            waiting: Mutex::new(Some(waiting)),
+            removals: Mutex::default(),
+            removed: Notify::new(),
+            breaker: Breaker::default(),
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn InboxStore> {
+        &self.store
+    }
+
+    /// Whether the store worked the last time.
+    pub(crate) fn is_healthy(&self) -> bool {
+        !self.breaker.is_failing.load(Relaxed)
+    }
+
+    /// Hands a letter to the store.
+    ///
+    /// # Errors
+    ///
+    /// Where too many wait already, or the store does not work.
+    pub(super) fn append(&self, slot: &Arc<Slot>, entry: NewEntry, now: Millis) -> Result<(), Refusal> {
+        if self.breaker.is_open(now) {
+            return Err(Refusal::Failed);
+        }
+        self.appends.try_send(Append { slot: Arc::clone(slot), entry }).map_err(|_| Refusal::Full)
+    }
+
+    /// Has a settled letter removed: nobody sees it from now on. When the store commits that is its business.
+    pub(super) fn remove(&self, user: Id, id: Uuid, now: Millis) {
+        let key = EntryKey::new(user, id);
+        // Most stores only take note of it in memory.
+        if let Some(Ok(_)) = self.store.remove(vec![key.clone()]).now_or_never() {
+            return;
+        }
+        let mut removals = self.removals.lock();
+        removals.hidden.put(key.clone(), (), now);
+        removals.waiting.push(key);
+        drop(removals);
+        self.removed.notify_one();
+    }
+
+    /// Whether a letter that was found in the store is settled.
+    fn is_hidden(&self, key: &EntryKey) -> bool {
+        self.removals.lock().hidden.get(key).is_some()
+    }
+
+    async fn flush_removals(&self, now: Millis) {
+        let keys = mem::take(&mut self.removals.lock().waiting);
+        if keys.is_empty() {
+            return;
+        }
+        let result = self.store.remove(keys.clone()).await;
+        let mut removals = self.removals.lock();
+        for key in &keys {
+            removals.hidden.put(key.clone(), (), now);
+        }
+        match result {
+            Ok(_) => removals.hidden.forget(now, HIDDEN_FOR, usize::MAX),
+            // They would come again after a restart, under the same ids.
+            Err(StoreError::Closed) => {}
+            Err(error) => {
+                tracing::warn!(%error, count = keys.len(), "the inbox could not forget what is settled");
+                removals.waiting.extend(keys);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("is_healthy", &self.is_healthy()).finish_non_exhaustive()
+    }
+}
+
+/// Keeps senders from waiting for a store that does not work: after a failure nothing is offered to it for a while.
+#[derive(Debug, Default)]
+struct Breaker {
+    is_failing: AtomicBool,
+    open_until: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Breaker {
+    fn is_open(&self, now: Millis) -> bool {
+        now < self.open_until.load(Relaxed)
+    }
+
+    fn note(&self, worked: bool, now: Millis) {
+        if worked {
+            if self.is_failing.swap(false, Relaxed) {
+                self.failures.store(0, Relaxed);
+                self.open_until.store(0, Relaxed);
+                tracing::info!("the inbox works again");
+            }
+            return;
+        }
+        let failures = self.failures.fetch_add(1, Relaxed).min(7);
+        let pause = (FIRST_PAUSE << failures).min(LONGEST_PAUSE);
+        self.open_until.store(now + pause, Relaxed);
+        self.is_failing.store(true, Relaxed);
+    }
+}
+
+/// Letters on their way into the store, of all users.
+const MOST_APPENDS: usize = 65_536;
+
+/// Letters that go into the store together, at most.
+const BATCH: usize = 1_000;
+
+/// In milliseconds.
+const FIRST_PAUSE: u64 = 250;
+const LONGEST_PAUSE: u64 = 15_000;
+
+/// How much longer than the store needs a settled letter is looked for in what was read, in milliseconds.
+const HIDDEN_FOR: u64 = 10_000;
+
+/// How often the store is asked for what has expired.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Expired letters that are taken at a time.
+const SWEEP_BATCH: usize = 1_000;
+
+impl Core {
+    /// Puts letters into the store, in groups: while one group is written the next gathers.
+    pub(crate) async fn run_keeper(self: Arc<Self>) {
+        let Some(keeper) = self.mail.keeper() else { return };
+        let Some(mut waiting) = keeper.waiting.lock().take() else { return };
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let removed = keeper.removed.notified();
+            tokio::select! {
+                biased;
+                _ = waiting.recv_many(&mut batch, BATCH) => {}
+                () = removed => {}
+                () = self.stop.cancelled() => break,
+            }
+            keeper.flush_removals(self.mail.now()).await;
+            self.commit(keeper, &mut batch).await;
+        }
+        // What was accepted while the hub went down is kept, too.
+        waiting.close();
+        while waiting.recv_many(&mut batch, BATCH).await > 0 {
+            self.commit(keeper, &mut batch).await;
+        }
+        keeper.flush_removals(self.mail.now()).await;
+        if let Err(error) = keeper.store.close().await {
+            tracing::error!(%error, "the inbox could not be closed in order");
+        }
+    }
+
+    async fn commit(self: &Arc<Self>, keeper: &Keeper, batch: &mut Vec<Append>) {
+        if batch.is_empty() {
+            return;
+        }
+        let (slots, entries): (Vec<_>, Vec<_>) =
+            batch.drain(..).map(|append| ((append.slot, append.entry.key.id), append.entry)).unzip();
+        let result = keeper.store.append(entries).await;
+        keeper.breaker.note(result.is_ok(), self.mail.now());
+        let mut admissions = match result {
+            Ok(admissions) => admissions,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the inbox could not be written");
+                Vec::new()
+            }
+        }
+        .into_iter();
+        for (slot, id) in slots {
+            let input = match admissions.next() {
+                Some(Admission::Stored(at) | Admission::Duplicate(at)) => Input::Committed { id, place: Place(at.0) },
+                Some(Admission::Full(_)) => Input::NotCommitted { id, refusal: Refusal::Full },
+                None => Input::NotCommitted { id, refusal: Refusal::Failed },
+            };
+            // A slot with a letter in its line is not forgotten.
+            let _ = self.feed(&slot, News::Input(input));
+        }
+    }
+
+    /// Reads a page for a mailbox.
+    pub(super) fn read_page(self: &Arc<Self>, slot: &Arc<Slot>, after: Option<Place>, messages: usize, bytes: u64) {
+        let (core, slot) = (Arc::clone(self), Arc::clone(slot));
+        self.tasks.spawn(async move {
+            let Some(keeper) = core.mail.keeper() else { return };
+            let limit = ReadLimit { messages, bytes };
+            let read = async || keeper.store.read(&slot.owner, after.map(|place| Position(place.0)), limit).await;
+            let policy = RetryPolicy::default();
+            let page = RetryIf::start(policy.delays(slot.owner.as_str().len() as u64), read, is_transient).await;
+            let input = match page {
+                Ok(page) => {
+                    let is_shown = |entry: &Entry| !keeper.is_hidden(&EntryKey::new(slot.owner.clone(), entry.id));
+                    let letters = page.entries.into_iter().filter(is_shown);
+                    let letters = letters.map(|entry| (Place(entry.position.0), letter(entry))).collect();
+                    Input::Page { after, letters, has_more: page.has_more }
+                }
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "an inbox could not be read");
+                    Input::ReadFailed { after }
+                }
+            };
+            let _ = core.feed(&slot, News::Input(input));
+        });
+    }
+
+    /// Takes a letter that rests out of the store, because its receiver knows it.
+    pub(super) fn take_letter(self: &Arc<Self>, slot: &Arc<Slot>, id: Uuid, verdict: Verdict) {
+        let (core, slot) = (Arc::clone(self), Arc::clone(slot));
+        self.tasks.spawn(async move {
+            let Some(keeper) = core.mail.keeper() else { return };
+            let key = EntryKey::new(slot.owner.clone(), id);
+            let taken = async {
+                if keeper.is_hidden(&key) {
+                    return Ok(None);
+                }
+                let entry = keeper.store.get(&key).await?;
+                let was_there = keeper.store.remove(vec![key]).await?;
+                // Of several who take it at the same moment one was told that it was there.
+                Ok::<_, StoreError>(entry.filter(|_| was_there == [true]))
+            };
+            let letter = match taken.await {
+                Ok(entry) => entry.map(letter),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "an acknowledged message was not found");
+                    None
+                }
+            };
+            let _ = core.feed(&slot, News::Input(Input::Taken { id, verdict, letter }));
+        });
+    }
+
+    /// Settles what has rested for longer than it may.
+    pub(crate) async fn run_expiry(self: Arc<Self>) {
+        let Some(keeper) = self.mail.keeper() else { return };
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+                () = self.stop.cancelled() => return,
+            }
+            let keys = match keeper.store.expired(self.mail.now(), SWEEP_BATCH).await {
+                Ok(keys) => keys,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "expired messages could not be listed");
+                    continue;
+                }
+            };
+            for key in keys.into_iter().filter(|key| !keeper.is_hidden(key)) {
+                if let Ok(Some(entry)) = keeper.store.get(&key).await {
+                    self.mail(&key.user, News::Input(Input::Expired { letter: letter(entry) }));
+                }
+            }
+        }
+    }
+
+    /// Takes account of what an earlier run left.
+    pub(crate) async fn recover(&self, keeper: &Keeper) -> Result<u64, StoreError> {
+        let found = keeper.store.total().await?.messages;
+        self.fanouts.stats().ledger().note(|tally| {
+            tally.recovered += found as i64;
+            tally.stored += found as i64;
+        });
+        let now = self.mail.now();
+        let window = self.settings().idempotency.window.as_millis() as u64;
+        self.mail.idempotency.restore(keeper.store.notes(now).await?, window);
+        Ok(found)
+    }
+
+    /// Takes note of where a durable message stands, for those who ask.
+    pub(crate) fn note_outcome(&self, id: Uuid, sender_id: &str, user_id: &Id, fate: Fate, attempts: u32) {
+        self.mail.outcomes.note(id, sender_id, user_id, fate, attempts, self.mail.now(), self.outcome_memory());
+    }
+}
+
+fn is_transient(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable(_))
+}
+
+/// A stored entry as a mailbox has it. One that this version cannot read is kept as it is: it will not be written to
+/// anybody, and not be lost either.
+fn letter(entry: Entry) -> Letter {
+    let kind = Record::decode(&entry.body).map_or(Kind::Plain, |record| record.kind);
+    Letter { id: entry.id, kind, body: entry.body, expires_at: entry.expires_at, only: None }
+}

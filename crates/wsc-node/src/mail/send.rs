@@ -1,0 +1,487 @@
+//! Sending what must not get lost, and what must wait.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+use wsc_delivery::mailbox::{Kind, Letter, Millis};
+use wsc_protocol::{ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, Id, MessageInfo, Outcome, encode};
+
+use super::{Accept, Answer, Answered, Begun, KeyedSend, Memory, MessageFate, News, Record, Told, Watch, has_inbox};
+use crate::{
+    core::Core,
+    encode::{now_ms, with_frame},
+    ledger::Transit,
+    routing::{Direct, SendReceipt},
+    session::{Seat, Session},
+};
+
+/// What a sender wants beyond delivery.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reliability<'m> {
+    /// The receiver must acknowledge; what must be acknowledged is stored first.
+    pub(crate) require_ack: bool,
+    /// The sending user is told the final outcome.
+    pub(crate) receipt: bool,
+    /// Default `storage.message_ttl`, which it cannot exceed.
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) idempotency_key: Option<&'m str>,
+}
+
+/// One message to a room.
+pub(crate) struct RoomSend<'m> {
+    pub(crate) seat: &'m Seat,
+    /// The connection that sends, which gets no copy.
+    pub(crate) sender: Option<&'m Arc<Session>>,
+    pub(crate) message_type: &'m str,
+    pub(crate) sender_id: &'m str,
+    pub(crate) content: &'m RawValue,
+    pub(crate) wish: &'m Reliability<'m>,
+    pub(crate) via: Via<'m>,
+}
+
+/// Who sends: what keys and limits are counted for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Via<'m> {
+    /// A connection of the user that is the sender.
+    Client,
+    /// The embedding program, or a caller of the HTTP API by its name.
+    Program(&'m str),
+}
+
+impl Core {
+    /// Sends to a user. `answer` is called once: at once for a plain message to somebody who is there, else when the
+    /// store has it and a first write was tried.
+    pub(crate) fn send_user(
+        self: &Arc<Self>,
+        direct: &Direct<'_>,
+        wish: &Reliability<'_>,
+        via: Via<'_>,
+        watch: Option<Watch>,
+        answer: Answer,
+    ) {
+        let keyed = match self.keyed(wish, via, direct.sender_id, direct.target, direct.message_type, direct.content) {
+            Ok(keyed) => keyed,
+            Err(error) => return answer(Err(error)),
+        };
+        let Some(answer) = self.begin(keyed, answer) else { return };
+        let id = Uuid::now_v7();
+        if let Err(error) = self.check_reliable(wish, direct.target) {
+            return answer(Err(error));
+        }
+        if !wish.require_ack {
+            match self.send_plain(direct, id, wish, via, watch) {
+                Ok(Plain::Done(receipt)) => return answer(Ok(Answered { receipt, recipients: 1 })),
+                Err(error) => return answer(Err(error)),
+                Ok(Plain::Away(watch)) => {
+                    self.accept_user(direct, id, Kind::Plain, wish, via, keyed, watch, None, answer);
+                    return;
+                }
+            }
+        }
+        let only = match direct.target_client {
+            None => None,
+            Some(client_id) => match self.users.get(direct.target).and_then(|user| user.find_client(client_id)) {
+                Some(session) if session.outbound.is_open() => Some(session.id),
+                _ => return answer(Err(ErrorCode::ClientNotFound.into())),
+            },
+        };
+        self.accept_user(direct, id, Kind::Reliable, wish, via, keyed, watch, only, answer);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that makes a stored message, in one place")]
+    fn accept_user(
+        self: &Arc<Self>,
+        direct: &Direct<'_>,
+        id: Uuid,
+        kind: Kind,
+        wish: &Reliability<'_>,
+        via: Via<'_>,
+        keyed: Option<KeyedSend>,
+        watch: Option<Watch>,
+        only: Option<Uuid>,
+        answer: Answer,
+    ) {
+        let record = Record {
+            kind,
+            wants_receipt: wish.receipt,
+            is_from_client: matches!(via, Via::Client),
+            priority: direct.priority,
+            timestamp: now_ms(),
+            message_type: direct.message_type,
+            sender_id: direct.sender_id,
+            room_id: None,
+            content: direct.content,
+        };
+        if let Err(error) = self.count_sender(&record) {
+            return answer(Err(error));
+        }
+        let expires_at = self.expires_at(wish.ttl, record.timestamp);
+        let letter = Letter { id, kind, body: record.encode(), expires_at: Some(expires_at), only };
+        if let Some(from) = direct.from.filter(|from| from.user.id.as_str() != direct.target) {
+            Self::echo(from, &record.delivery(id), direct.target);
+        }
+        let owner = Id::generated(direct.target);
+        let core = Arc::clone(self);
+        let (body, user_id) = (letter.body.clone(), owner.clone());
+        let told: Told = Box::new(move |result| {
+            answer(result.map(|fate| {
+                core.note_accepted(&body, id, &user_id, fate);
+                Answered { receipt: SendReceipt::new(id, fate), recipients: 1 }
+            }));
+        });
+        let told = self.uncount_refused(letter.body.clone(), told);
+        let note = keyed.map(|keyed| keyed.note(id, self.note_ends()));
+        self.mail(&owner, News::Accept(Box::new(Accept { letter, note, told, watch, is_in_flight: false })));
+    }
+
+    /// Sends to a room: to its members' users, each of whom must acknowledge it, or to its members as it is.
+    pub(crate) fn send_room_with(self: &Arc<Self>, send: &RoomSend<'_>, answer: Answer) {
+        let &RoomSend { seat, sender, message_type, sender_id, content, wish, via } = send;
+        let room_id = seat.room.id.as_str();
+        let keyed = match self.keyed(wish, via, sender_id, room_id, message_type, content) {
+            Ok(keyed) => keyed,
+            Err(error) => return answer(Err(error)),
+        };
+        let Some(answer) = self.begin(keyed, answer) else { return };
+        if let Err(error) = self.check_reliable(wish, "") {
+            return answer(Err(error));
+        }
+        if !wish.require_ack {
+            let published = self.publish_room(seat, message_type, sender_id, content, sender.is_some());
+            return answer(published.map(|(id, recipients)| Answered {
+                receipt: SendReceipt::new(id, Fate::PENDING),
+                recipients: recipients as u64,
+            }));
+        }
+        let most = self.settings().rooms.max_reliable_recipients;
+        let mut users: Vec<(Id, Option<Uuid>)> = Vec::new();
+        let (members, _) = seat.room.fanout.members(0, usize::MAX);
+        for member in members {
+            let session = &member.0;
+            if sender.is_some_and(|sender| Arc::ptr_eq(sender, session)) || !has_inbox(session.user.id.as_str()) {
+                continue;
+            }
+            if users.iter().all(|(user, _)| *user != session.user.id) {
+                // The sending connection gets no copy: another device of the same user gets it alone.
+                let is_own = sender.is_some_and(|sender| sender.user.id == session.user.id);
+                users.push((session.user.id.clone(), is_own.then_some(session.id)));
+            }
+            if users.len() as u64 > u64::from(most) {
+                let details = serde_json::json!({ "limit": most });
+                let error = ErrorReply::new(ErrorCode::TooLarge, "too many recipients for an acknowledged message");
+                return answer(Err(error.with_details(details)));
+            }
+        }
+        let id = Uuid::now_v7();
+        let record = Record {
+            kind: Kind::Reliable,
+            wants_receipt: wish.receipt,
+            is_from_client: matches!(via, Via::Client),
+            priority: wsc_protocol::Priority::Normal,
+            timestamp: now_ms(),
+            message_type,
+            sender_id,
+            room_id: Some(room_id),
+            content,
+        };
+        let body = record.encode();
+        let expires_at = self.expires_at(wish.ttl, record.timestamp);
+        let mut note = keyed.map(|keyed| keyed.note(id, self.note_ends()));
+        if users.is_empty() {
+            let receipt = SendReceipt::new(id, Fate::SENT);
+            return answer(Ok(Answered { receipt, recipients: 0 }));
+        }
+        let gathered =
+            Arc::new(Mutex::new(Gathered { left: users.len(), accepted: 0, error: None, answer: Some(answer) }));
+        for (user_id, only) in users {
+            let letter = Letter { id, kind: Kind::Reliable, body: body.clone(), expires_at: Some(expires_at), only };
+            let (core, owner) = (Arc::clone(self), user_id.clone());
+            let (kept, gathered) = (body.clone(), Arc::clone(&gathered));
+            let told: Told = Box::new(move |result| {
+                if let Ok(fate) = &result {
+                    core.note_outcome_of(&kept, id, &owner, *fate);
+                }
+                if let Some((answer, accepted, error)) = Gathered::add(&gathered, result.is_ok(), result.err()) {
+                    answer(core.room_answer(&kept, id, accepted, error));
+                }
+            });
+            let told = match self.count_sender(&record) {
+                Ok(()) => self.uncount_refused(body.clone(), told),
+                Err(error) => {
+                    told(Err(error));
+                    continue;
+                }
+            };
+            let accept = Accept { letter, note: note.take(), told, watch: None, is_in_flight: false };
+            self.mail(&user_id, News::Accept(Box::new(accept)));
+        }
+    }
+
+    /// A letter that is refused does not count for its sender.
+    fn uncount_refused(self: &Arc<Self>, body: Bytes, told: Told) -> Told {
+        let core = Arc::clone(self);
+        Box::new(move |result| {
+            if let (Err(_), Some(record)) = (&result, Record::decode(&body)) {
+                core.forget_sender(&record);
+            }
+            told(result);
+        })
+    }
+
+    /// Has a mailbox send a plain message behind what it sends before.
+    pub(crate) fn pass_on(self: &Arc<Self>, owner: &Id, letter: Letter, transit: Arc<Transit>) {
+        self.mail(owner, News::Pass(letter, transit));
+    }
+
+    /// Stores a plain message that was in flight. Where the inbox does not take it, it has failed.
+    pub(crate) fn store_transit(self: &Arc<Self>, transit: &Arc<Transit>) {
+        let Some(record) = Record::decode(transit.body()) else { return };
+        let expires_at = Some(self.expires_at(None, record.timestamp));
+        let (id, body) = (transit.id(), transit.body().clone());
+        let letter = Letter { id, kind: Kind::Plain, body, expires_at, only: None };
+        let transit = Arc::clone(transit);
+        let owner = transit.recipient().clone();
+        let core = Arc::clone(self);
+        let told: Told = Box::new(move |result| match result {
+            Ok(fate) => {
+                if let Some(watch) = transit.watch() {
+                    watch.finish(id, fate);
+                }
+                core.note_outcome_of(transit.body(), id, transit.recipient(), fate);
+            }
+            Err(_) => transit.fail(FailureReason::QueueFull),
+        });
+        self.mail(&owner, News::Accept(Box::new(Accept { letter, note: None, told, watch: None, is_in_flight: true })));
+    }
+
+    fn room_answer(
+        &self,
+        body: &[u8],
+        id: Uuid,
+        accepted: u64,
+        error: Option<ErrorReply>,
+    ) -> Result<Answered, ErrorReply> {
+        if let Some(error) = error.filter(|_| accepted == 0) {
+            return Err(error);
+        }
+        if let Some(record) = Record::decode(body) {
+            self.events.publish_with(EventType::MessageSent, || Event::MessageSent {
+                message: MessageInfo { user_id: None, ..record.info(id, "") },
+                recipients: accepted,
+            });
+        }
+        Ok(Answered { receipt: SendReceipt::new(id, Fate::PENDING), recipients: accepted })
+    }
+
+    /// The key of a send that names one.
+    fn keyed(
+        &self,
+        wish: &Reliability<'_>,
+        via: Via<'_>,
+        sender_id: &str,
+        target: &str,
+        message_type: &str,
+        content: &RawValue,
+    ) -> Result<Option<KeyedSend>, ErrorReply> {
+        let Some(key) = wish.idempotency_key else { return Ok(None) };
+        crate::hub::check_id("idempotency_key", key)?;
+        let scope = match via {
+            Via::Client => format!("user:{sender_id}"),
+            Via::Program(name) => format!("program:{name}"),
+        };
+        let ttl = wish.ttl.map_or(0, |ttl| ttl.as_millis()).to_string();
+        let require_ack = if wish.require_ack { "1" } else { "0" };
+        Ok(Some(KeyedSend::new(&scope, target, key, &[message_type, sender_id, require_ack, &ttl, content.get()])))
+    }
+
+    /// Looks whether a send is a repetition; `None` where it is, and its answer has been taken care of.
+    fn begin(self: &Arc<Self>, keyed: Option<KeyedSend>, answer: Answer) -> Option<Answer> {
+        let Some(keyed) = keyed else { return Some(answer) };
+        let idempotency = self.settings().idempotency.clone();
+        let window = idempotency.window.as_millis() as u64;
+        let max = usize::try_from(idempotency.max_keys).unwrap_or(usize::MAX);
+        let now = self.mail.now();
+        match self.mail.idempotency.begin(keyed, answer, now, window, max) {
+            Begun::Repeated => None,
+            Begun::First(answer) => {
+                let core = Arc::clone(self);
+                Some(Box::new(move |result| {
+                    core.mail.idempotency.finish(keyed, &result);
+                    answer(result);
+                }))
+            }
+        }
+    }
+
+    /// How long a key is remembered from now on.
+    fn note_ends(&self) -> Millis {
+        self.mail.now() + self.settings().idempotency.window.as_millis() as u64
+    }
+
+    fn check_reliable(&self, wish: &Reliability<'_>, target: &str) -> Result<(), ErrorReply> {
+        if !wish.require_ack {
+            return Ok(());
+        }
+        if self.mail.keeper().is_none() {
+            return Err(ErrorReply::new(ErrorCode::InvalidFormat, "require_ack needs the inbox, which is off"));
+        }
+        if !has_inbox(target) {
+            return Err(ErrorReply::new(ErrorCode::UserOffline, "this user has no name of its own, and so no inbox"));
+        }
+        Ok(())
+    }
+
+    fn expires_at(&self, ttl: Option<Duration>, now: Millis) -> Millis {
+        let most = self.settings().storage.message_ttl;
+        now + ttl.unwrap_or(most).min(most).as_millis() as u64
+    }
+
+    /// A durable message was accepted for one user.
+    fn note_accepted(&self, body: &[u8], id: Uuid, user_id: &Id, fate: Fate) {
+        self.note_outcome_of(body, id, user_id, fate);
+        if let Some(record) = Record::decode(body) {
+            self.events.publish_with(EventType::MessageSent, || Event::MessageSent {
+                message: record.info(id, user_id.as_str()),
+                recipients: 1,
+            });
+        }
+    }
+
+    fn note_outcome_of(&self, body: &[u8], id: Uuid, user_id: &Id, fate: Fate) {
+        if let Some(record) = Record::decode(body) {
+            self.note_outcome(id, record.sender_id, user_id, fate, u32::from(fate == Fate::PENDING));
+        }
+    }
+
+    /// A durable message reached its end for one user.
+    pub(super) fn note_end(&self, record: &Record<'_>, id: Uuid, user_id: &str, fate: Fate) {
+        self.note_end_of(|| record.info(id, user_id), fate);
+    }
+
+    /// Tells observers that a user-addressed message has arrived, or has not.
+    pub(crate) fn note_end_of(&self, message: impl Fn() -> MessageInfo, fate: Fate) {
+        match fate.outcome {
+            Outcome::Sent | Outcome::Acked => {
+                self.events.publish_with(EventType::MessageDelivered, || Event::MessageDelivered {
+                    message: message(),
+                    recipients: 1,
+                });
+            }
+            outcome => {
+                let reason = fate.reason.unwrap_or(match outcome {
+                    Outcome::Rejected => FailureReason::Rejected,
+                    Outcome::Expired => FailureReason::Timeout,
+                    _ => FailureReason::Unknown,
+                });
+                self.events.publish_with(EventType::MessageFailed, || Event::MessageFailed {
+                    message: message(),
+                    reason,
+                    recipients: 1,
+                });
+            }
+        }
+    }
+
+    /// Tells the sending user's connections what became of a message.
+    pub(crate) fn send_receipt(&self, id: Uuid, record: &Record<'_>, user_id: &str, fate: Fate, attempts: u32) {
+        let Some(sender) = self.users.get(record.sender_id).filter(|_| record.is_from_client) else { return };
+        with_frame(
+            |out| {
+                encode::reply(out, "message_outcome", None, now_ms(), |json| {
+                    json.raw("{\"id\":").uuid(id).raw(",\"recipients\":[{\"user_id\":").string(user_id);
+                    json.raw(",\"outcome\":").string(fate.outcome.as_str());
+                    if let Some(reason) = fate.reason {
+                        json.raw(",\"reason\":").string(reason.as_str());
+                    }
+                    json.raw(",\"attempts\":").number(attempts.into()).raw("}]}");
+                });
+            },
+            |frame| {
+                for session in sender.sessions() {
+                    session.outbound.send(frame);
+                }
+            },
+        );
+    }
+
+    /// How much is remembered for those who ask.
+    pub(crate) fn outcome_memory(&self) -> Memory {
+        let settings = self.settings();
+        Memory {
+            retention: settings.outcomes.retention.as_millis() as u64,
+            max: usize::try_from(settings.outcomes.max).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// What became of a message, if that is remembered.
+    pub(crate) fn message_fate(&self, id: Uuid) -> Option<MessageFate> {
+        self.mail.outcomes.get(id, self.mail.now(), self.outcome_memory())
+    }
+
+    /// Counts a stored message for the client that sent it, who may have so many at a time.
+    fn count_sender(&self, record: &Record<'_>) -> Result<(), ErrorReply> {
+        let limit = self.settings().limits.stored_per_sender;
+        if !record.is_from_client || limit == 0 {
+            return Ok(());
+        }
+        let mut count = self.mail.stored_by.entry(record.sender_id.into()).or_insert(0);
+        if *count >= limit {
+            let details = serde_json::json!({ "limit": limit, "reason": FailureReason::PendingFull });
+            let error = ErrorReply::new(ErrorCode::Full, "too many messages of this sender wait for their receivers");
+            return Err(error.with_details(details));
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    /// A message that a client sent is settled. Those of an earlier run were never counted.
+    pub(super) fn forget_sender(&self, record: &Record<'_>) {
+        if !record.is_from_client {
+            return;
+        }
+        if let dashmap::Entry::Occupied(mut count) = self.mail.stored_by.entry(record.sender_id.into()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// What became of a plain message.
+pub(crate) enum Plain {
+    /// It was accepted, and stands there.
+    Done(SendReceipt),
+    /// Its receiver is away, and has an inbox.
+    Away(Option<Watch>),
+}
+
+/// The answers of the mailboxes that one room message went to.
+struct Gathered {
+    left: usize,
+    accepted: u64,
+    error: Option<ErrorReply>,
+    answer: Option<Answer>,
+}
+
+impl Gathered {
+    /// Adds one; returns the whole with the last.
+    /// `error` says why one was refused.
+    fn add(
+        this: &Mutex<Self>,
+        is_accepted: bool,
+        error: Option<ErrorReply>,
+    ) -> Option<(Answer, u64, Option<ErrorReply>)> {
+        let mut this = this.lock();
+        this.left -= 1;
+        this.accepted += u64::from(is_accepted);
+        this.error = error.or(this.error.take());
+        if this.left > 0 {
+            return None;
+        }
+        Some((this.answer.take()?, this.accepted, this.error.take()))
+    }
+}

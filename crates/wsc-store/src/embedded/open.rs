@@ -1,0 +1,237 @@
+//! From a data directory to a store that runs.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use redb::{Database, ReadableDatabase};
+
+use super::{
+    config::{Durability, EmbeddedConfig, OpenError, Opened},
+    disk::Disk,
+    failure::Failure,
+    index::{Index, Row},
+    journal::{Record, read_row},
+    tables::{self, Snapshot, meta},
+    writer::{NoteRow, begin_write},
+};
+use crate::Position;
+
+/// The data directory, which is this process' alone as long as this lives.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Directory {
+    /// Makes the directory where it is missing, and takes it.
+    pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
+        let unusable = |source| OpenError::Directory { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(unusable)?;
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(path.join("lock"));
+        let lock = lock.map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(unusable(source)),
+        }
+    }
+
+    /// The file in it, which is made where it is missing.
+    pub(super) fn disk(&self, durability: Durability, cache_bytes: usize) -> Result<Disk, OpenError> {
+        let path = self.path.join("inbox.redb");
+        match fs::metadata(&path) {
+            Ok(file) if file.is_file() => check_kind(&path)?,
+            Ok(_) => return Err(OpenError::Foreign { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // It gets its name when it is complete. So an empty file under that name is a damaged one, and not the
+                // beginning of a new one.
+                let new = self.path.join("inbox.redb.new");
+                let io = |source| OpenError::Io { path: new.clone(), source };
+                match fs::remove_file(&new) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+                    _ => {}
+                }
+                let disk = Disk::File { path: new.clone(), durability };
+                let database = open_database(&disk, cache_bytes)?;
+                make(&database).map_err(|failure| failed(&new, &failure))?;
+                drop(database);
+                fs::rename(&new, &path).map_err(io)?;
+                File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(io)?;
+            }
+            Err(source) => return Err(OpenError::Io { path, source }),
+        }
+        Ok(Disk::File { path, durability })
+    }
+}
+
+/// Whether it looks like a database at all, before the database code sees it.
+fn check_kind(path: &Path) -> Result<(), OpenError> {
+    let mut start = [0; REDB.len()];
+    let mut file = OpenOptions::new().read(true).write(true).open(path);
+    let read = file.as_mut().map_err(|error| io::Error::new(error.kind(), error.to_string()));
+    match read.and_then(|file| file.read_exact(&mut start)) {
+        Ok(()) if start == *REDB => Ok(()),
+        Ok(()) => Err(OpenError::Foreign { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(OpenError::Damaged { path: path.to_owned(), what: "it is cut off".to_owned() })
+        }
+        Err(source) => Err(OpenError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// What a store starts with.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) database: Database,
+    pub(super) index: Index,
+    pub(super) next_position: Position,
+    pub(super) next_sequence: u64,
+    pub(super) note_rows: VecDeque<NoteRow>,
+    pub(super) opened: Opened,
+}
+
+/// Opens what is on the disk and reads what must be in memory.
+pub(super) fn load(disk: &Disk, config: &EmbeddedConfig) -> Result<Loaded, OpenError> {
+    let started = Instant::now();
+    let mut database = open_database(disk, config.cache_bytes)?;
+    let path = disk.path();
+    Failure::catch(|| make(&database)).map_err(|failure| failed(path, &failure))?;
+
+    let mut opened = Opened::default();
+    let state = Failure::catch(|| {
+        let snapshot = Snapshot::new(database.begin_read()?);
+        Ok((snapshot.meta(meta::FORMAT)?, snapshot.meta(meta::CLOSED)?))
+    });
+    let (format, closed) = state.map_err(|failure| failed(path, &failure))?;
+    match format {
+        FORMAT => {}
+        0 => return Err(OpenError::Foreign { path: path.to_owned() }),
+        found => return Err(OpenError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
+    }
+    opened.was_closed = closed == 1;
+    let checked = Failure::catch(|| Ok(database.check_integrity()?));
+    opened.was_repaired = !checked.map_err(|failure| failed(path, &failure))?;
+
+    let loaded = Failure::catch(|| read(&database, config, opened));
+    let (index, next_position, next_sequence, note_rows, mut opened) =
+        loaded.map_err(|failure| failed(path, &failure))?;
+    let unclosed = Failure::catch(|| {
+        let txn = begin_write(&database)?;
+        txn.open_table(tables::META)?.insert(meta::CLOSED, 0)?;
+        Ok(txn.commit()?)
+    });
+    unclosed.map_err(|failure| failed(path, &failure))?;
+    opened.took = started.elapsed();
+    Ok(Loaded { database, index, next_position, next_sequence, note_rows, opened })
+}
+
+pub(super) fn open_database(disk: &Disk, cache_bytes: usize) -> Result<Database, OpenError> {
+    Failure::catch(|| Ok(disk.open(cache_bytes)?)).map_err(|failure| failed(disk.path(), &failure))
+}
+
+/// Makes what a new database needs; leaves one that has something in it as it is.
+fn make(database: &Database) -> Result<(), Failure> {
+    if database.begin_read()?.list_tables()?.next().is_some() {
+        return Ok(());
+    }
+    let txn = begin_write(database)?;
+    {
+        let mut table = txn.open_table(tables::META)?;
+        table.insert(meta::FORMAT, FORMAT)?;
+        table.insert(meta::CLOSED, 1)?;
+        txn.open_table(tables::JOURNAL)?;
+        txn.open_table(tables::NOTES)?;
+        txn.open_table(tables::USERS)?;
+        tables::Resting::open(&txn)?;
+    }
+    Ok(txn.commit()?)
+}
+
+type Read_ = (Index, Position, u64, VecDeque<NoteRow>, Opened);
+
+fn read(database: &Database, config: &EmbeddedConfig, mut opened: Opened) -> Result<Read_, Failure> {
+    let snapshot = Snapshot::new(database.begin_read()?);
+    let rested = Position(snapshot.meta(meta::POSITION)?);
+    let mut index = Index::new(config.limits, rested);
+    snapshot.users(|user, depth, max_id| index.load_user(user, depth, max_id))?;
+
+    let mut note_rows = VecDeque::new();
+    snapshot.notes(|sequence, row| {
+        let mut note_row = NoteRow { sequence, notes: 0, last_end: 0 };
+        let read = read_row(row, |record| {
+            if let Record::Note(note) = record {
+                note_row.add(&note);
+            }
+        });
+        if let Err(damage) = read {
+            tracing::error!(sequence, lost = damage.records, "stored notes are damaged and lost");
+            opened.dropped += damage.records;
+        }
+        opened.notes += note_row.notes;
+        note_rows.push_back(note_row);
+    })?;
+
+    let mut last = rested;
+    let mut last_sequence = snapshot.meta(meta::SEQUENCE)?;
+    let now = Instant::now();
+    snapshot.journal(|sequence, bytes| {
+        let mut row = Row { sequence, last, bytes: bytes.len(), at: now, gone: Vec::new(), notes: Vec::new() };
+        let mut entries = Vec::new();
+        let read = read_row(bytes, |record| match record {
+            Record::Entry(user, entry) if entry.position > row.last => {
+                row.last = entry.position;
+                entries.push((user, entry));
+            }
+            Record::Entry(_, entry) => tracing::warn!(position = entry.position.0, "an entry is there twice"),
+            Record::GoneYoung(position) => {
+                index.remove_young(position);
+            }
+            Record::GoneResting(gone) => {
+                if index.remove_resting(&gone) {
+                    row.gone.push(gone);
+                }
+            }
+            Record::Note(note) => row.notes.push(note),
+        });
+        if let Err(damage) = read {
+            let behind = row.last.0;
+            tracing::error!(sequence, behind, lost = damage.records, "stored messages are damaged and lost");
+            opened.dropped += damage.records;
+        }
+        opened.notes += row.notes.len() as u64;
+        (last, last_sequence) = (row.last, sequence);
+        index.insert(entries);
+        index.push_row(row);
+    })?;
+    (opened.messages, opened.bytes) = (index.total().messages, index.total().bytes);
+    Ok((index, Position(last.0 + 1), last_sequence + 1, note_rows, opened))
+}
+
+/// What an operator should know and do about it.
+fn failed(path: &Path, failure: &Failure) -> OpenError {
+    let path = path.to_owned();
+    if let Failure::Database(error) = failure {
+        match &**error {
+            redb::Error::DatabaseAlreadyOpen => return OpenError::InUse { path },
+            redb::Error::Io(error)
+                if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                return OpenError::Io { path, source: io::Error::new(error.kind(), error.to_string()) };
+            }
+            error => return OpenError::Damaged { path, what: error.to_string() },
+        }
+    }
+    OpenError::Damaged { path, what: failure.to_string() }
+}
+
+/// How such files begin.
+const REDB: &[u8; 9] = b"redb\x1a\x0a\xa9\x0d\x0a";
+
+/// The format that this version writes, and the highest that it reads.
+const FORMAT: u64 = 1;
