@@ -9,7 +9,7 @@
 use serde_json::{Value, json};
 use wsc_client::{Client, DeliveryKind, Event, RoomNotice};
 use wsc_examples::{Error, next_delivery};
-use wsc_hub::{FailureReason, Hub, Outcome, RoomOptions};
+use wsc_hub::{Hub, Outcome, RoomOptions};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -27,10 +27,13 @@ async fn main() -> Result<(), Error> {
     let message = next_delivery(&mut alice).await?;
     assert_eq!(message.content::<Value>()?["order"], 7);
 
-    // To somebody who is away: it fails at once, and says why.
+    // To somebody who is away: it rests in the inbox until he comes.
     let receipt = hub.send_to_user("bob", "are you there?").await?;
-    println!("bob: {} because {:?}", receipt.fate.outcome.as_str(), receipt.fate.reason);
-    assert_eq!(receipt.fate.reason, Some(FailureReason::UserOffline));
+    println!("bob's was {}", receipt.fate.outcome.as_str());
+    assert_eq!(receipt.fate.outcome, Outcome::Stored);
+    let (_, mut bob) = Client::builder(format!("ws://{address}/ws")).user_id("bob").connect().await?;
+    let message = next_delivery(&mut bob).await?;
+    assert_eq!((message.id, message.offline), (receipt.id.to_string(), true));
 
     // To a room that the program fills.
     hub.create_room("orders", RoomOptions::default())?;

@@ -324,18 +324,24 @@ mod tests {
         }
 
         #[test]
-        fn what_the_hub_writes_can_be_read(content in "[ -~]{0,40}", sender in "\\PC{1,20}", room_id in "\\PC{1,20}") {
+        fn what_the_hub_writes_can_be_read(
+            content in "[ -~]{0,40}", sender in "\\PC{1,20}", room_id in proptest::option::of("\\PC{1,20}"),
+            require_ack: bool, attempt in 1..5_u32, is_replay: bool,
+        ) {
             let content = serde_json::value::to_raw_value(&content).unwrap();
+            let id = uuid::Uuid::now_v7();
+            let message_type = if room_id.is_some() { "room_message" } else { "user_message" };
+            let mut written = wsc_protocol::encode::Delivery::new(id, message_type, &sender, &content, 5);
+            written.room_id = room_id.as_deref();
+            (written.require_ack, written.attempt, written.is_replay) = (require_ack, attempt, is_replay);
             let mut out = Vec::new();
-            wsc_protocol::encode::reply(&mut out, "room_message", None, 5, |json| {
-                json.raw("{\"room_id\":").string(&room_id).raw(",\"content\":").raw(content.get());
-                json.raw(",\"sender_id\":").string(&sender).raw("}");
-            });
-            let text = String::from_utf8(out).unwrap().replacen('{', "{\"id\":\"x\",", 1);
-            let delivery = delivered(&text);
+            written.encode(&mut out);
+            let delivery = delivered(&String::from_utf8(out).unwrap());
+            prop_assert_eq!(delivery.id, id.to_string());
             prop_assert_eq!(delivery.content.get(), content.get());
             prop_assert_eq!(&delivery.sender_id, &sender);
-            prop_assert_eq!(delivery.room_id(), Some(room_id.as_str()));
+            prop_assert_eq!(delivery.room_id(), room_id.as_deref());
+            prop_assert_eq!((delivery.require_ack, delivery.attempt, delivery.offline), (require_ack, attempt, is_replay));
         }
     }
 }
