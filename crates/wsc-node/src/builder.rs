@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
 use wsc_config::{Problems, Settings, StorageKind};
-use wsc_events::EventBus;
-use wsc_failure::{FailureHandlerRegistry, FailureRouter, LoggingHandler};
+use wsc_events::{EventBus, EventRing};
+use wsc_failure::{AlertSink, FailureHandlerRegistry, FailureRouter, LoggingHandler, ReconnectTracker};
 use wsc_protocol::{ErrorReply, Event, EventType};
 use wsc_store::{InboxStore, MemoryInbox, StoreError};
 use wsc_transport::{TlsConfig, TlsError, Transport};
@@ -23,6 +23,7 @@ use crate::{
     context::{Context, Handlers, MessageHandler, typed},
     core::{Core, Everyone},
     encode::now_ms,
+    failures::FailureCounts,
     hub::{Hub, HubInner},
     limits::{Addresses, Gcra},
     mail::{Keeper, Mail},
@@ -42,6 +43,7 @@ pub struct HubBuilder {
     authenticator: Option<Arc<dyn Authenticator>>,
     failures: FailureHandlerRegistry,
     inbox: Option<Arc<dyn InboxStore>>,
+    alert_sink: Option<Arc<dyn AlertSink>>,
 }
 
 impl HubBuilder {
@@ -55,6 +57,7 @@ impl HubBuilder {
             authenticator: None,
             failures: FailureHandlerRegistry::new(),
             inbox: None,
+            alert_sink: None,
         }
     }
 
@@ -109,6 +112,14 @@ impl HubBuilder {
         self
     }
 
+    /// Tells `sink` when too much fails, beside the log and the metrics: with `failure_handlers.enable_alert`, when
+    /// `alert_threshold` failures of one kind fall within `alert_window`. It is told within a second, on a task of the
+    /// hub's own.
+    pub fn alert_sink(mut self, sink: impl AlertSink) -> Self {
+        self.alert_sink = Some(Arc::new(sink));
+        self
+    }
+
     /// Starts the hub. It listens nowhere until [`Hub::listen`], and serves whatever [`Hub::router`] is mounted in.
     ///
     /// # Errors
@@ -119,7 +130,7 @@ impl HubBuilder {
     ///
     /// Panics outside of a tokio runtime.
     pub async fn start(self) -> Result<Hub, StartError> {
-        let Self { settings, handlers, authenticator, failures, inbox } = self;
+        let Self { settings, handlers, authenticator, failures, inbox, alert_sink } = self;
         let mut checked = settings.clone();
         // The program brings its own authentication: strangers cannot get in.
         checked.auth.allow_insecure |= authenticator.is_some();
@@ -140,16 +151,18 @@ impl HubBuilder {
         if let Some(inbox) = &inbox {
             inbox.set_limits(settings::inbox_limits(&settings));
         }
+        let transport_config = settings::transport(&settings, inbox.is_some());
         let mail = Mail::new(inbox.map(Keeper::new), settings::mailbox(&settings), now_ms());
         let metrics = Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?;
-        let failures = FailureRouter::new(failures, settings::failures(&settings));
-        let events = EventBus::new(settings::events(&settings));
-        let transport_config = settings::transport(&settings);
         let retries = settings::retries(&settings).map_err(StartError::Retry)?;
         let node_id = settings.node_id.as_str().to_owned();
         let rate = settings.limits.handshakes_per_second;
         let handshakes = Gcra::new(rate, rate);
         let http_places = transport_config.pending_handshakes.min(Semaphore::MAX_PERMITS);
+        let ring = EventRing::new(settings::ring(&settings));
+        let calls = metrics.handler_calls(settings.failure_handlers.enable_metrics);
+        let failures = FailureRouter::observed(failures, settings::failures(&settings), calls);
+        let events = EventBus::observed(settings::events(&settings), metrics.callback_runs());
         let settings = watch::Sender::new(Arc::new(settings));
         let mut core = None;
         let transport = Transport::start(WS_PATH, &transport_config, |fanouts| {
@@ -165,7 +178,10 @@ impl HubBuilder {
                 handlers: RwLock::new(Arc::new(handlers)),
                 authenticator,
                 events,
+                ring,
                 failures,
+                failed: FailureCounts::default(),
+                reconnects: ReconnectTracker::default(),
                 metrics,
                 retries,
                 mail,
@@ -197,6 +213,7 @@ impl HubBuilder {
             core.tasks.spawn(Arc::clone(&core).run_expiry());
         }
         core.tasks.spawn(Arc::clone(&core).run_mail_timers());
+        core.tasks.spawn(Arc::clone(&core).run_alerts(alert_sink));
         core.tasks.spawn(upkeep(Arc::clone(&core), core.stop.clone()));
         core.events.publish_with(EventType::HubStarted, || Event::HubStarted { node_id: core.node_id.clone() });
         Ok(hub)
@@ -213,7 +230,10 @@ impl fmt::Debug for HubBuilder {
 async fn upkeep(core: Arc<Core>, stop: CancellationToken) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(UPKEEP_INTERVAL) => core.metrics.upkeep(),
+            () = tokio::time::sleep(UPKEEP_INTERVAL) => {
+                core.metrics.upkeep();
+                core.ring.expire(now_ms());
+            }
             () = stop.cancelled() => return,
         }
     }

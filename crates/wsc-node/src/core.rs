@@ -12,13 +12,14 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
 use wsc_config::Settings;
-use wsc_events::EventBus;
-use wsc_failure::FailureRouter;
+use wsc_events::{EventBus, EventRing};
+use wsc_failure::{FailureRouter, ReconnectTracker};
 use wsc_protocol::UserType;
 use wsc_transport::{Fanout, Fanouts};
 
 use crate::{
     context::Handlers,
+    failures::FailureCounts,
     hub::HubInner,
     limits::{Addresses, Gcra},
     mail::Mail,
@@ -46,7 +47,12 @@ pub(crate) struct Core {
     pub(crate) handlers: RwLock<Arc<Handlers>>,
     pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
     pub(crate) events: EventBus,
+    /// What happened on connections lately.
+    pub(crate) ring: EventRing,
     pub(crate) failures: FailureRouter,
+    pub(crate) failed: FailureCounts,
+    /// Whose connections fail, and how fast they come back.
+    pub(crate) reconnects: ReconnectTracker,
     pub(crate) metrics: Metrics,
     pub(crate) retries: Retries,
     pub(crate) mail: Mail,

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 use wsc_auth::Permission;
 use wsc_delivery::mailbox::Verdict;
+use wsc_events::ConnectionEvent;
 use wsc_protocol::{
     CloseCode, CloseReason, DecodeError, DirectMessage, DisconnectReason, Envelope, ErrorCode, ErrorReply, Event,
     EventType, FailureReason, MessageId, PingData, RoomMembersQuery, RoomMessage, RoomRequest, encode,
@@ -16,7 +17,6 @@ use wsc_transport::{Message, Next};
 
 use crate::{
     context::{Context, guarded},
-    core::Core,
     encode::{now_ms, with_frame},
     hub::Hub,
     mail::{Answer, Answered, Reliability, Via},
@@ -81,12 +81,16 @@ impl Connected {
     }
 
     fn refuse(&self, refusal: &Refusal, message_id: Option<&MessageId<'_>>) {
-        Core::send_error(&self.session, &refusal.error, message_id);
+        self.core.send_error(&self.session, &refusal.error, message_id);
         if !refusal.is_bad_frame {
             self.session.count_good_frame();
-        } else if self.session.count_bad_frame() >= MAX_BAD_FRAMES {
+            return;
+        }
+        let in_a_row = self.session.count_bad_frame();
+        self.core.trace(self.session.id, ConnectionEvent::BadFrame { in_a_row: in_a_row.into() });
+        if in_a_row >= MAX_BAD_FRAMES {
             let close = CloseReason::new(CloseCode::BAD_FRAMES, "too many bad frames");
-            self.session.outbound.close(&close, DisconnectReason::BadFrames);
+            self.core.close(&self.session, &close, DisconnectReason::BadFrames);
         }
     }
 
@@ -249,7 +253,7 @@ impl Connected {
         message_id: Option<&MessageId<'_>>,
         encode: impl FnOnce(&mut Vec<u8>, &Answered, &MessageId<'_>) + Send + 'static,
     ) -> Answer {
-        let session = Arc::clone(&self.session);
+        let (core, session) = (Arc::clone(&self.core), Arc::clone(&self.session));
         let message_id = message_id.cloned().map(MessageId::into_owned);
         Box::new(move |result| {
             let error = match result {
@@ -272,12 +276,19 @@ impl Connected {
                 },
                 Err(error) => error,
             };
-            Core::send_error(&session, &error, message_id.as_ref());
+            core.send_error(&session, &error, message_id.as_ref());
         })
     }
 
     fn verdict(&self, envelope: &Envelope<'_>, verdict: Verdict) -> Result<(), Refusal> {
         let ids = Acknowledgement::ids(envelope)?;
+        for &message in &ids {
+            let event = match verdict {
+                Verdict::Acked => ConnectionEvent::Ack { message },
+                _ => ConnectionEvent::Nack { message },
+            };
+            self.core.trace(self.session.id, event);
+        }
         self.core.mail_verdict(&self.session, &ids, verdict);
         Ok(())
     }
@@ -341,7 +352,7 @@ impl Connected {
         let context = Context::new(hub, self.session.clone(), message_type.clone());
         let data = envelope.data.map(RawValue::to_owned);
         let answer = guarded(handler.clone(), context, data);
-        let session = self.session.clone();
+        let (core, session) = (self.core.clone(), self.session.clone());
         let message_type = message_type.clone();
         let message_id = envelope.message_id.clone().map(MessageId::into_owned);
         Ok(Next::Wait(Box::pin(async move {
@@ -357,7 +368,7 @@ impl Connected {
                     );
                 }
                 Ok(None) => {}
-                Err(error) => Core::send_error(&session, &error, message_id.as_ref()),
+                Err(error) => core.send_error(&session, &error, message_id.as_ref()),
             }
         })))
     }

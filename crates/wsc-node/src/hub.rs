@@ -13,8 +13,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::{net::TcpListener, sync::oneshot};
 use uuid::Uuid;
 use wsc_delivery::SendResult;
-use wsc_events::EventBus;
-use wsc_failure::FailureHandlerRegistry;
+use wsc_events::{ConnectionEvent, EventBus};
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, Id, UserType};
 use wsc_transport::Transport;
 
@@ -61,7 +60,7 @@ impl Hub {
         &self.0
     }
 
-    fn core(&self) -> &Arc<Core> {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.0.core
     }
 
@@ -336,11 +335,6 @@ impl Hub {
         &self.core().events
     }
 
-    /// Where failure handlers register.
-    pub fn failure_handlers(&self) -> &FailureHandlerRegistry {
-        self.core().failures.registry()
-    }
-
     /// The node's name.
     pub fn node_id(&self) -> &str {
         &self.core().node_id
@@ -401,11 +395,11 @@ impl Core {
 
     pub(crate) fn kick_user(&self, user_id: &str, reason: &str, notify: bool) -> usize {
         let Some(user) = self.users.get(user_id) else { return 0 };
-        user.sessions().iter().filter(|session| Self::kick(session, reason, notify)).count()
+        user.sessions().iter().filter(|session| self.kick(session, reason, notify)).count()
     }
 
     /// Closes one connection. Returns false where it was closing already.
-    pub(crate) fn kick(session: &Session, reason: &str, notify: bool) -> bool {
+    pub(crate) fn kick(&self, session: &Session, reason: &str, notify: bool) -> bool {
         if notify {
             let now = now_ms();
             with_frame(
@@ -418,7 +412,11 @@ impl Core {
                 |frame| session.outbound.send(frame),
             );
         }
-        session.outbound.close(&CloseReason::new(CloseCode::KICKED, reason), DisconnectReason::KickOut)
+        let closes = self.close(session, &CloseReason::new(CloseCode::KICKED, reason), DisconnectReason::KickOut);
+        if closes {
+            self.trace(session.id, ConnectionEvent::Kicked);
+        }
+        closes
     }
 }
 

@@ -133,6 +133,7 @@ impl Transit {
 
     /// It has failed for good.
     pub(crate) fn fail(&self, reason: FailureReason) {
+        self.core.count_failure(reason, self.recipient.as_str());
         self.core.fanouts.stats().ledger().note(|tally| {
             tally.in_flight -= 1;
             note_failure(tally, reason);

@@ -31,6 +31,8 @@ mod core;
 mod dispatch;
 mod encode;
 mod exposure;
+mod failures;
+mod handlers;
 mod hub;
 mod ledger;
 mod limits;
@@ -43,6 +45,7 @@ mod routing;
 mod service;
 mod session;
 mod settings;
+mod trace;
 mod users;
 
 pub use builder::{HubBuilder, StartError};

@@ -2,21 +2,74 @@
 
 use std::fmt;
 
-use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics::{Counter, Gauge, Histogram, SharedString, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use wsc_protocol::{DisconnectReason, FailureReason, Outcome};
-use wsc_transport::{FanoutReport, Tally};
+use parking_lot::Mutex;
+use wsc_events::ObserverRun;
+use wsc_failure::{HandlerCall, HandlerType};
+use wsc_protocol::{DisconnectReason, EventType, FailureKind, Outcome};
+use wsc_transport::FanoutReport;
 
-use crate::core::Core;
+use crate::{core::Core, failures::FailureTotals};
 
 /// The metrics of one hub. They are its own: two hubs in one process do not mix.
 pub(crate) struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
+    instruments: Instruments,
+    /// Held by whoever brings the figures up to date and writes them down: two at a time would mix their moments.
+    scrape: Mutex<()>,
+}
+
+/// What is counted where it happens. Everything is registered at the start: what has not happened yet is 0, not
+/// missing.
+struct Instruments {
+    /// By reason.
     disconnections: Vec<Counter>,
     fanout_duration: Histogram,
     fanout_frames: Counter,
     ack_latency: Histogram,
+    ack_timeouts: Counter,
+    ack_retries: Counter,
+    /// By kind.
+    alerts: Vec<Counter>,
+    handler_calls: Vec<Histogram>,
+    callbacks: Vec<Callbacks>,
+}
+
+/// The callbacks of one event type.
+#[derive(Clone)]
+struct Callbacks {
+    executions: Counter,
+    errors: Counter,
+    duration: Histogram,
+}
+
+impl Instruments {
+    /// To be called with the recorder at hand.
+    fn register() -> Self {
+        use metrics::{counter, histogram};
+        let handler_calls = HandlerType::ALL
+            .map(|handler| histogram!("wsc_failure_handler_duration_seconds", "handler_type" => handler.as_str()));
+        let callbacks = EventType::ALL.iter().map(|event| Callbacks {
+            executions: counter!("wsc_callback_executions_total", "event_type" => event.as_str()),
+            errors: counter!("wsc_callback_errors_total", "event_type" => event.as_str()),
+            duration: histogram!("wsc_callback_duration_seconds", "event_type" => event.as_str()),
+        });
+        Self {
+            disconnections: DisconnectReason::ALL
+                .map(|reason| counter!("wsc_disconnections_total", "reason" => reason.as_str()))
+                .into(),
+            fanout_duration: histogram!("wsc_fanout_duration_seconds"),
+            fanout_frames: counter!("wsc_fanout_frames_total"),
+            ack_latency: histogram!("wsc_ack_latency_seconds"),
+            ack_timeouts: counter!("wsc_ack_timeouts_total"),
+            ack_retries: counter!("wsc_ack_retries_total"),
+            alerts: FailureKind::ALL.map(|kind| counter!("wsc_failure_alerts_total", "type" => kind.as_str())).into(),
+            handler_calls: handler_calls.into(),
+            callbacks: callbacks.collect(),
+        }
+    }
 }
 
 impl Metrics {
@@ -24,24 +77,19 @@ impl Metrics {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full("wsc_fanout_duration_seconds".to_owned()), FANOUT_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full("wsc_ack_latency_seconds".to_owned()), ACK_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full("wsc_failure_handler_duration_seconds".to_owned()), RUN_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full("wsc_callback_duration_seconds".to_owned()), RUN_BUCKETS)?
             .build_recorder();
         let handle = recorder.handle();
-        let (disconnections, fanout_duration, fanout_frames, ack_latency) =
-            metrics::with_local_recorder(&recorder, || {
-                describe();
-                let disconnections = DisconnectReason::ALL
-                    .iter()
-                    .map(|reason| metrics::counter!("wsc_disconnections_total", "reason" => reason.as_str()))
-                    .collect();
-                let duration = metrics::histogram!("wsc_fanout_duration_seconds");
-                let ack_latency = metrics::histogram!("wsc_ack_latency_seconds");
-                (disconnections, duration, metrics::counter!("wsc_fanout_frames_total"), ack_latency)
-            });
-        Ok(Self { recorder, handle, disconnections, fanout_duration, fanout_frames, ack_latency })
+        let instruments = metrics::with_local_recorder(&recorder, || {
+            describe();
+            Instruments::register()
+        });
+        Ok(Self { recorder, handle, instruments, scrape: Mutex::new(()) })
     }
 
     pub(crate) fn disconnected(&self, reason: DisconnectReason) {
-        if let Some(counter) = self.disconnections.get(reason as usize) {
+        if let Some(counter) = self.instruments.disconnections.get(reason as usize) {
             counter.increment(1);
         }
     }
@@ -53,13 +101,51 @@ impl Metrics {
     }
 
     pub(crate) fn fanout(&self, report: FanoutReport) {
-        self.fanout_duration.record(report.duration);
-        self.fanout_frames.increment(report.frames.into());
+        self.instruments.fanout_duration.record(report.duration);
+        self.instruments.fanout_frames.increment(report.frames.into());
     }
 
     /// A message was acknowledged, so long after it was accepted.
     pub(crate) fn ack_latency(&self, milliseconds: u64) {
-        self.ack_latency.record(milliseconds as f64 / 1000.0);
+        self.instruments.ack_latency.record(milliseconds as f64 / 1000.0);
+    }
+
+    /// An acknowledgement did not come in time.
+    pub(crate) fn ack_timed_out(&self) {
+        self.instruments.ack_timeouts.increment(1);
+    }
+
+    /// A message was sent again for want of an acknowledgement.
+    pub(crate) fn ack_retried(&self) {
+        self.instruments.ack_retries.increment(1);
+    }
+
+    /// Too much failed.
+    pub(crate) fn alerted(&self, kind: FailureKind) {
+        if let Some(counter) = self.instruments.alerts.get(kind as usize) {
+            counter.increment(1);
+        }
+    }
+
+    /// Takes down every call of a failure handler, where that is wanted.
+    pub(crate) fn handler_calls(&self, is_wanted: bool) -> impl Fn(HandlerCall) + Send + Sync + use<> {
+        let durations = if is_wanted { self.instruments.handler_calls.clone() } else { Vec::new() };
+        move |call| {
+            if let Some(duration) = durations.get(call.handler_type as usize) {
+                duration.record(call.duration);
+            }
+        }
+    }
+
+    /// Takes down every run of a callback.
+    pub(crate) fn callback_runs(&self) -> impl Fn(ObserverRun) + Send + Sync + use<> {
+        let callbacks = self.instruments.callbacks.clone();
+        move |run| {
+            let Some(callbacks) = callbacks.get(run.event_type as usize) else { return };
+            callbacks.executions.increment(1);
+            callbacks.errors.increment(run.is_error.into());
+            callbacks.duration.record(run.duration);
+        }
     }
 
     /// Moves samples from buffers into histograms; without it they grow until somebody scrapes.
@@ -69,6 +155,7 @@ impl Metrics {
 
     /// The text that Prometheus reads.
     pub(crate) fn render(&self, core: &Core) -> String {
+        let _alone = self.scrape.lock();
         metrics::with_local_recorder(&self.recorder, || collect(core));
         self.handle.render()
     }
@@ -121,23 +208,26 @@ fn collect(core: &Core) {
     let (attempts, successes) = core.retries.counts();
     metrics::counter!("wsc_retry_attempts_total").absolute(attempts);
     metrics::counter!("wsc_retry_success_total").absolute(successes);
-    for reason in FailureReason::ALL {
-        let times = core.failures_of(reason, &tally);
-        if times > 0 {
-            metrics::counter!("wsc_failures_by_reason_total", "reason" => reason.as_str()).absolute(times);
-        }
+    if core.settings().failure_handlers.enable_metrics {
+        collect_failures(&core.failed.totals(&tally), &core.node_id);
     }
 }
 
-impl Core {
-    /// How many messages failed for one reason, refused ones included. Those two that fan-outs know are counted in
-    /// the ledger, whoever the message was for.
-    pub(crate) fn failures_of(&self, reason: FailureReason, tally: &Tally) -> u64 {
-        match reason {
-            FailureReason::QueueFull => whole(tally.queue_full),
-            FailureReason::ConnClosed => whole(tally.conn_closed),
-            reason => self.failures.stats().of_reason(reason),
-        }
+/// Three families that divide the same failures in three ways, see [`FailureTotals`].
+fn collect_failures(failures: &FailureTotals, hub_id: &str) {
+    let hub_id = SharedString::from(hub_id.to_owned());
+    for (user_type, times) in failures.by_user_type() {
+        let counter =
+            metrics::counter!("wsc_total_failures_total", "hub_id" => hub_id.clone(), "client_type" => user_type);
+        counter.absolute(times);
+    }
+    for kind in FailureKind::ALL {
+        let counter =
+            metrics::counter!("wsc_failures_by_type_total", "type" => kind.as_str(), "hub_id" => hub_id.clone());
+        counter.absolute(failures.of_kind(kind));
+    }
+    for (reason, times) in failures.by_reason() {
+        metrics::counter!("wsc_failures_by_reason_total", "reason" => reason.as_str()).absolute(times);
     }
 }
 
@@ -175,7 +265,20 @@ fn describe() {
     describe_counter!("wsc_acks_ignored_total", "Acknowledgements that meant nothing, by reason.");
     describe_counter!("wsc_retry_attempts_total", "Times a message that found no room was tried again.");
     describe_counter!("wsc_retry_success_total", "Times that helped.");
-    describe_counter!("wsc_failures_by_reason_total", "Pairs that failed, by reason.");
+    describe_counter!("wsc_ack_timeouts_total", "Acknowledgements that did not come in time.");
+    describe_counter!("wsc_ack_retries_total", "Messages sent again for want of an acknowledgement.");
+    describe_counter!("wsc_total_failures_total", "Failures, by the type of the receiver.");
+    describe_counter!("wsc_failures_by_type_total", "Failures, by kind.");
+    describe_counter!("wsc_failures_by_reason_total", "Failures, by reason.");
+    describe_counter!("wsc_failure_alerts_total", "Times that too much failed, by kind.");
+    describe_histogram!(
+        "wsc_failure_handler_duration_seconds",
+        Unit::Seconds,
+        "Time that one failure handler took for one failure."
+    );
+    describe_counter!("wsc_callback_executions_total", "Runs of callbacks.");
+    describe_counter!("wsc_callback_errors_total", "Runs of callbacks that panicked or came back with an error.");
+    describe_histogram!("wsc_callback_duration_seconds", Unit::Seconds, "Time that one run of a callback took.");
 }
 
 /// From a client next door to one that was away for a week, in seconds.
@@ -183,6 +286,9 @@ const ACK_BUCKETS: &[f64] = &[
     0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0, 86_400.0,
     604_800.0,
 ];
+
+/// From a counter to a handler at its time limit, in seconds.
+const RUN_BUCKETS: &[f64] = &[0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 5.0];
 
 /// From one small room to the largest with a slow kernel, in seconds.
 const FANOUT_BUCKETS: &[f64] =

@@ -117,7 +117,7 @@ impl Core {
                 }
             }
             for session in full {
-                session.outbound.tell_gap(frame.len());
+                core.tell_gap(&session, frame.len());
             }
             transit.one_less(FailureReason::QueueFull);
         });

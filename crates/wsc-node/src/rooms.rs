@@ -5,12 +5,13 @@ use std::sync::Arc;
 use dashmap::{DashMap, Entry};
 use serde::Serialize;
 use wsc_auth::Permission;
+use wsc_events::ConnectionEvent;
 use wsc_protocol::{ErrorCode, ErrorReply, Event, EventType, Id, MessageId};
 use wsc_transport::{Fanout, JoinError};
 
 use crate::{
     core::Core,
-    encode::{error_frame, now_ms, reply_frame},
+    encode::{now_ms, reply_frame},
     session::{Seat, Session, SessionRef},
 };
 
@@ -228,6 +229,7 @@ impl Core {
                 continue;
             }
             if result.is_ok() {
+                self.trace(session.id, ConnectionEvent::Joined { rooms: session.count_rooms() });
                 self.events.publish_with(EventType::RoomJoined, || Event::RoomJoined {
                     room_id: room.id.clone(),
                     client: session.info(),
@@ -277,6 +279,7 @@ impl Core {
         });
         match left {
             Some(room) => {
+                self.trace(session.id, ConnectionEvent::Left { rooms: session.count_rooms() });
                 self.left(&room, session);
                 Ok(())
             }
@@ -309,11 +312,6 @@ impl Core {
         if room.fanout.close_if_empty() && self.rooms.remove(room) {
             self.events.publish_with(EventType::RoomDeleted, || Event::RoomDeleted { room_id: room.id.clone() });
         }
-    }
-
-    /// Answers a request that failed.
-    pub(crate) fn send_error(session: &Session, error: &ErrorReply, request_id: Option<&MessageId<'_>>) {
-        session.outbound.send(&error_frame(error, request_id, now_ms()));
     }
 }
 

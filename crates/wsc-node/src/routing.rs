@@ -5,14 +5,14 @@ use std::{cell::Cell, sync::Arc, time::Duration};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
-use wsc_config::QueuePolicy as QueuePolicySetting;
+use wsc_config::StorageKind;
 use wsc_delivery::mailbox::{Kind, Letter};
 use wsc_failure::FailureEvent;
 use wsc_protocol::{
     ErrorCode, ErrorReply, Event, EventType, FailureInfo, FailureReason, Fate, Id, MessageInfo, Priority, UserType,
     encode::Delivery,
 };
-use wsc_transport::{Encoded, PublishError, Sent};
+use wsc_transport::{Encoded, PublishError, QueuePolicy, Sent};
 
 use crate::{
     core::Core,
@@ -243,7 +243,7 @@ impl Core {
 
     /// The receiver is away.
     fn away(self: &Arc<Self>, plain: &PlainSend<'_>, watch: Option<Watch>) -> Plain {
-        if plain.may_be_stored() && self.mail.keeper().is_some() {
+        if plain.may_be_stored() && self.stores_for_absent() {
             return Plain::Away(watch);
         }
         let fate = Fate::failed(FailureReason::UserOffline);
@@ -284,7 +284,10 @@ impl Core {
             let mut track = || Some(transit.get_or_insert_with(|| begin(&session.user.id)).wait_on_one_more());
             match session.offer(frame, plain.record.priority, false, &mut track) {
                 Sent::Written => written += 1,
-                Sent::Dropped => dropped.push(Arc::clone(session)),
+                Sent::Dropped => {
+                    self.trace_full_queue(session, plain.id);
+                    dropped.push(Arc::clone(session));
+                }
                 Sent::Queued | Sent::Closed => {}
             }
         }
@@ -305,7 +308,7 @@ impl Core {
             self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped), plain.max_retries);
         }
         for session in dropped {
-            session.outbound.tell_gap(frame.plain().len());
+            self.tell_gap(&session, frame.plain().len());
         }
         match transit {
             Some(transit) => {
@@ -345,13 +348,18 @@ impl Core {
             return;
         }
         for session in full {
-            session.outbound.tell_gap(frame.plain().len());
+            self.tell_gap(&session, frame.plain().len());
         }
+    }
+
+    /// Whether plain messages wait in the inbox of who is away.
+    fn stores_for_absent(&self) -> bool {
+        self.mail.keeper().is_some() && self.settings().failure_handlers.offline_storage != StorageKind::None
     }
 
     /// Whether what finds a full queue goes to the inbox.
     fn spills(&self) -> bool {
-        self.settings().queue.policy == QueuePolicySetting::Spill && self.mail.keeper().is_some()
+        self.fanouts.queue_policy() == QueuePolicy::Spill
     }
 
     /// Stores a message that was dropped from a full queue, where the settings say so.
@@ -378,6 +386,7 @@ impl Core {
 
     /// Accepts a message that has nowhere to go.
     fn settle_at_once(self: &Arc<Self>, plain: &PlainSend<'_>, reason: FailureReason, watch: Option<Watch>) {
+        self.count_failure(reason, plain.direct.target);
         self.fanouts.stats().ledger().note(|tally| {
             tally.accepted += 1;
             note_failure(tally, reason);
@@ -400,8 +409,10 @@ impl Core {
         }
     }
 
-    /// Counts a failure and has its handlers called; observers hear of it, too.
-    pub(crate) fn route_failure(&self, event: FailureEvent) {
+    /// Has the handlers of a failure called; observers hear of it, too. Who finds a failure counts it, see
+    /// [`count_failure`](Self::count_failure).
+    pub(crate) fn route_failure(&self, mut event: FailureEvent) {
+        event.user_type = event.user_type.or_else(|| self.user_type_of(event.recipient.as_str()));
         self.events.publish_with(EventType::of_failure(event.reason.kind()), || {
             Event::failure(FailureInfo {
                 message_id: event.message.id,
@@ -524,7 +535,7 @@ impl Core {
             Err(PublishError::Closed) if self.rooms.get(room.id.as_str()).is_some() => Err(ErrorCode::NotInRoom.into()),
             Err(PublishError::Closed) => Err(ErrorCode::RoomNotFound.into()),
             Err(PublishError::Full) => {
-                self.failures.count(FailureReason::BroadcastFull, None, 1);
+                self.count_refusal(FailureReason::BroadcastFull);
                 Err(ErrorReply::new(ErrorCode::Full, "too much waits to be sent to this room"))
             }
         }
@@ -573,7 +584,7 @@ impl Core {
             }
         }
         if refused && recipients == 0 {
-            self.failures.count(FailureReason::BroadcastFull, None, 1);
+            self.count_refusal(FailureReason::BroadcastFull);
             return Err(ErrorReply::new(ErrorCode::Full, "too many broadcasts wait to be sent"));
         }
         Ok(recipients)

@@ -8,6 +8,7 @@ use std::sync::{
 use http::Request;
 use parking_lot::Mutex;
 use uuid::Uuid;
+use wsc_events::ConnectionEvent;
 use wsc_protocol::{
     CloseCode, CloseReason, DisconnectReason, Envelope, ErrorCode, ErrorReply, Event, EventType, encode,
 };
@@ -19,6 +20,7 @@ use crate::{
     core::Core,
     encode::{now_ms, with_frame},
     limits::{AddressPlace, Rates, Verdict},
+    mail::has_inbox,
     session::{Joined, Names, Session, SessionRef},
     users::{Attached, UserLimit},
 };
@@ -98,7 +100,7 @@ impl Core {
         );
         let is_expected = self.expect_session(&user_id);
         let limit = UserLimit { max: settings.limits.user_connections, policy: settings.limits.user_policy };
-        let Attached { session, replaced, evicted, is_first } = self.users.attach(&user_id, limit, |user| Session {
+        let make = |user| Session {
             id,
             user,
             names: Names::new(client_id.as_deref(), device_id.as_deref()),
@@ -108,21 +110,24 @@ impl Core {
             speaks_v1,
             bad_frames: AtomicU8::new(0),
             joined: Mutex::new(Joined::default()),
-        });
+        };
+        let came = || self.user_came(&user_id);
+        let Attached { session, replaced, evicted } = self.users.attach(&user_id, limit, make, came);
+        self.trace(id, ConnectionEvent::Connected);
+        if has_inbox(user_id.as_str()) {
+            self.reconnects.back(&user_id, now);
+        }
         place.keep();
         if let Some(replaced) = &replaced {
             let close = CloseReason::new(CloseCode::REPLACED, "replaced by a newer connection of this client id");
-            replaced.outbound.close(&close, DisconnectReason::Replaced);
+            self.close(replaced, &close, DisconnectReason::Replaced);
         }
         for evicted in evicted {
-            Self::force_offline(&evicted);
+            self.force_offline(&evicted);
         }
         // Without a limit a fan-out that is never closed takes everybody.
         let everyone = self.everyone.of(user_type, speaks_v1);
         let everyone_slot = everyone.join(SessionRef(Arc::clone(&session)), None).unwrap_or(u32::MAX);
-        if is_first {
-            self.user_came(&user_id);
-        }
         self.mail_connected(&session, is_expected);
         match replaced {
             Some(replaced) => self.events.publish_with(EventType::ClientReconnected, || Event::ClientReconnected {
@@ -137,7 +142,7 @@ impl Core {
     }
 
     /// Closes a connection that its user may not have beside the others.
-    fn force_offline(session: &Session) {
+    fn force_offline(&self, session: &Session) {
         let reason = "too many connections of this user";
         with_frame(
             |out| {
@@ -148,7 +153,7 @@ impl Core {
             |frame| session.outbound.send(frame),
         );
         let close = CloseReason::new(CloseCode::TOO_MANY_CONNECTIONS_OF_USER, reason);
-        session.outbound.close(&close, DisconnectReason::ForceOffline);
+        self.close(session, &close, DisconnectReason::ForceOffline);
     }
 }
 
@@ -164,13 +169,14 @@ impl Handler for Connected {
                         // Decoded for those only who are told, so that a flood costs little.
                         let envelope = Envelope::decode(message.as_bytes()).ok();
                         let request_id = envelope.as_ref().and_then(|envelope| envelope.message_id.as_ref());
-                        Core::send_error(&self.session, &error, request_id);
+                        self.core.trace(self.session.id, ConnectionEvent::RateLimited);
+                        self.core.send_error(&self.session, &error, request_id);
                     }
                     return Next::Read;
                 }
                 Verdict::Close => {
                     let close = CloseReason::new(CloseCode::RATE_LIMIT, "too many messages");
-                    self.session.outbound.close(&close, DisconnectReason::RateLimited);
+                    self.core.close(&self.session, &close, DisconnectReason::RateLimited);
                     return Next::Read;
                 }
             }
@@ -182,18 +188,37 @@ impl Handler for Connected {
         let Self { core, session, everyone_slot, extras: _ } = self;
         core.everyone.of(session.user_type, session.speaks_v1).leave(everyone_slot);
         core.leave_all(&session);
-        let was_last = core.users.detach(&session) == Some(true);
-        core.mail_disconnected(&session);
+        let user_id = &session.user.id;
+        if is_failure(cause) && has_inbox(user_id.as_str()) {
+            core.reconnects.lost(user_id, now_ms());
+        }
+        core.trace(session.id, ConnectionEvent::Disconnected { reason: cause });
         core.admitted.fetch_sub(1, Relaxed);
         core.metrics.disconnected(cause);
-        core.events.publish_with(EventType::ClientDisconnected, || Event::ClientDisconnected {
-            client: session.info(),
-            reason: cause,
-            duration_ms: now_ms().saturating_sub(session.connected_at()),
+        let tell = || {
+            core.events.publish_with(EventType::ClientDisconnected, || Event::ClientDisconnected {
+                client: session.info(),
+                reason: cause,
+                duration_ms: now_ms().saturating_sub(session.connected_at()),
+            });
+        };
+        let mut is_told = false;
+        core.users.detach(&session, || {
+            // The connection goes, then its user.
+            tell();
+            is_told = true;
+            core.user_went(user_id, session.id.as_u128() as u64);
         });
-        if was_last {
-            core.user_went(&session.user.id, session.id.as_u128() as u64);
+        if !is_told {
+            tell();
         }
+        core.mail_disconnected(&session);
         tracing::debug!(session = %session.id, user_id = %session.user.id, %cause, "disconnected");
     }
+}
+
+/// Whether a connection that ended for this reason failed: nobody wanted it to end.
+fn is_failure(cause: DisconnectReason) -> bool {
+    use DisconnectReason::{HeartbeatTimeout, ReadError, SlowConsumer, WriteError, WriteTimeout};
+    matches!(cause, ReadError | WriteError | HeartbeatTimeout | SlowConsumer | WriteTimeout)
 }

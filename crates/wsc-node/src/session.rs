@@ -212,6 +212,16 @@ impl Session {
         self.outbound.deliver_on(terms, frame, track)
     }
 
+    /// In how many rooms it is.
+    pub(crate) fn count_rooms(&self) -> u32 {
+        u32::try_from(self.joined.lock().len()).unwrap_or(u32::MAX)
+    }
+
+    /// Bad frames in a row, so far.
+    pub(crate) fn bad_frames(&self) -> u8 {
+        self.bad_frames.load(Relaxed)
+    }
+
     /// Counts one more bad frame in a row.
     pub(crate) fn count_bad_frame(&self) -> u8 {
         self.bad_frames.fetch_add(1, Relaxed).saturating_add(1)

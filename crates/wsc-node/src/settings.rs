@@ -2,16 +2,17 @@
 
 use std::time::Instant;
 
-use wsc_config::{QueuePolicy as Policy, RetryBudgetSettings, Settings};
+use wsc_config::{QueuePolicy as Policy, RetryBudgetSettings, Settings, StorageKind};
 use wsc_delivery::{RetryBudget, RetryConfig, RetryPolicy, RetryRules, mailbox::MailboxConfig};
-use wsc_events::EventBusConfig;
-use wsc_failure::FailureRouterConfig;
+use wsc_events::{EventBusConfig, EventRingConfig};
+use wsc_failure::{AlertConfig, FailureRouterConfig};
 use wsc_store::InboxLimits;
 use wsc_transport::{QueuePolicy, TransportConfig};
 
 use crate::retry::Retries;
 
-pub(crate) fn transport(settings: &Settings) -> TransportConfig {
+/// `has_inbox`: what finds a full queue has a place to go.
+pub(crate) fn transport(settings: &Settings, has_inbox: bool) -> TransportConfig {
     let mut config = TransportConfig::default();
     config.max_message_size = settings.max_message_size.as_usize();
     config.handshake_timeout = settings.handshake_timeout;
@@ -24,7 +25,10 @@ pub(crate) fn transport(settings: &Settings) -> TransportConfig {
     config.queue_policy = match settings.queue.policy {
         Policy::DropOldest => QueuePolicy::DropOldest,
         Policy::DropNewest => QueuePolicy::DropNewest,
-        Policy::Spill => QueuePolicy::Spill,
+        Policy::Spill if has_inbox && settings.failure_handlers.fallback_storage != StorageKind::None => {
+            QueuePolicy::Spill
+        }
+        Policy::Spill => QueuePolicy::DropOldest,
         _ => QueuePolicy::Disconnect,
     };
     config.fanout_max_bytes = settings.rooms.max_pending_bytes.as_usize();
@@ -38,6 +42,17 @@ pub(crate) fn failures(settings: &Settings) -> FailureRouterConfig {
     config.queue = usize::try_from(settings.failure_handlers.queue).unwrap_or(usize::MAX);
     config.timeout = settings.failure_handlers.timeout;
     config
+}
+
+/// What raises alerts; `None` where nothing does.
+pub(crate) fn alerts(settings: &Settings) -> Option<AlertConfig> {
+    let failure_handlers = &settings.failure_handlers;
+    failure_handlers.enable_alert.then(|| {
+        let mut config = AlertConfig::default();
+        config.threshold = failure_handlers.alert_threshold;
+        config.window = failure_handlers.alert_window;
+        config
+    })
 }
 
 /// The retry policy with its budget, which starts to count now.
@@ -81,4 +96,10 @@ pub fn inbox_limits(settings: &Settings) -> InboxLimits {
 
 pub(crate) fn events(_settings: &Settings) -> EventBusConfig {
     EventBusConfig::default()
+}
+
+pub(crate) fn ring(settings: &Settings) -> EventRingConfig {
+    let mut config = EventRingConfig::default();
+    config.entries = usize::try_from(settings.debug.events).unwrap_or(usize::MAX);
+    config
 }

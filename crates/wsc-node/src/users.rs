@@ -103,8 +103,6 @@ pub(crate) struct Attached {
     pub(crate) replaced: Option<Arc<Session>>,
     /// Connections that the user may not have beside the new one; the new one itself where the newest goes.
     pub(crate) evicted: Vec<Arc<Session>>,
-    /// Whether it is its user's only one.
-    pub(crate) is_first: bool,
 }
 
 /// How many connections a user may have.
@@ -116,8 +114,15 @@ pub(crate) struct UserLimit {
 }
 
 impl Users {
-    /// Adds the connection that `make` builds for its user.
-    pub(crate) fn attach(&self, user_id: &Id, limit: UserLimit, make: impl FnOnce(Arc<User>) -> Session) -> Attached {
+    /// Adds the connection that `make` builds for its user. Where it is the user's only one, `came` is called before
+    /// anybody can add another or remove it; it must not look into this table.
+    pub(crate) fn attach(
+        &self,
+        user_id: &Id,
+        limit: UserLimit,
+        make: impl FnOnce(Arc<User>) -> Session,
+        came: impl FnOnce(),
+    ) -> Attached {
         self.connections_total.fetch_add(1, Relaxed);
         let newcomer = User { id: user_id.clone(), sessions: Mutex::default() };
         // The map's shard stays locked until the connection is in, so that the user cannot be removed meanwhile.
@@ -143,27 +148,33 @@ impl Users {
             evicted.push(sessions.swap_remove(at));
         }
         drop(sessions);
+        if is_first {
+            came();
+        }
         drop(entry);
         self.connections.fetch_add(1, Relaxed);
         self.connections.fetch_sub(usize::from(replaced.is_some()) + evicted.len(), Relaxed);
-        Attached { session, replaced, evicted, is_first }
+        Attached { session, replaced, evicted }
     }
 
-    /// Removes a connection. Returns whether it was its user's last; `None` where it was not there (any more).
-    pub(crate) fn detach(&self, session: &Arc<Session>) -> Option<bool> {
-        let mut is_last = None;
+    /// Removes a connection, if it is there (any more). Where it was its user's last, `went` is called before anybody
+    /// can add another; it must not look into this table.
+    pub(crate) fn detach(&self, session: &Arc<Session>, went: impl FnOnce()) {
+        let mut was_there = false;
         self.by_id.remove_if(session.user.id.as_str(), |ById(user), ()| {
             let mut sessions = user.sessions.lock();
             if let Some(at) = sessions.iter().position(|s| Arc::ptr_eq(s, session)) {
                 sessions.swap_remove(at);
-                is_last = Some(sessions.is_empty());
+                was_there = true;
+                self.connections.fetch_sub(1, Relaxed);
             }
-            sessions.is_empty()
+            let is_empty = sessions.is_empty();
+            drop(sessions);
+            if was_there && is_empty {
+                went();
+            }
+            is_empty
         });
-        if is_last.is_some() {
-            self.connections.fetch_sub(1, Relaxed);
-        }
-        is_last
     }
 
     pub(crate) fn get(&self, user_id: &str) -> Option<Arc<User>> {

@@ -205,7 +205,7 @@ pub(crate) async fn kick_client(
 ) -> Result<Response, Refusal> {
     let (reason, notify) = body.or(query);
     let session = find(&via.core, &id)?;
-    if !Core::kick(&session, &reason, notify) {
+    if !via.core.kick(&session, &reason, notify) {
         return Err(ErrorCode::ClientNotFound.into());
     }
     Ok(reply::ok(&Disconnected { disconnected: 1 }))

@@ -100,17 +100,13 @@ pub(crate) struct FailureCounts {
 
 impl FailureCounts {
     fn of(core: &Core) -> Self {
-        let tally = core.fanouts.stats().ledger().snapshot();
-        let of = |kind: Option<FailureKind>| {
-            let reasons = FailureReason::ALL.into_iter().filter(|r| kind.is_none_or(|kind| r.kind() == kind));
-            reasons.map(|reason| core.failures_of(reason, &tally)).sum()
-        };
+        let totals = core.failure_totals();
         Self {
-            total_failures: of(None),
-            queue_full_count: of(Some(FailureKind::QueueFull)),
-            offline_count: of(Some(FailureKind::UserOffline)),
-            timeout_count: of(Some(FailureKind::Timeout)),
-            conn_error_count: of(Some(FailureKind::ConnectionError)),
+            total_failures: totals.total(),
+            queue_full_count: totals.of_kind(FailureKind::QueueFull),
+            offline_count: totals.of_kind(FailureKind::UserOffline),
+            timeout_count: totals.of_kind(FailureKind::Timeout),
+            conn_error_count: totals.of_kind(FailureKind::ConnectionError),
             uptime_seconds: uptime_seconds(core),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 use wsc_delivery::mailbox::{Copy, Effect, Input, Letter, Refusal, Sort, Transmission, Verdict, Whereabouts};
+use wsc_events::ConnectionEvent;
 use wsc_failure::FailureEvent;
 use wsc_protocol::{
     AckInfo, CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate,
@@ -26,6 +27,7 @@ impl Core {
     pub(super) fn take_news(self: &Arc<Self>, slot: &Arc<Slot>, desk: &mut Desk, news: News) {
         match news {
             News::Input(input) => {
+                desk.takes -= usize::from(matches!(input, Input::Taken { .. }));
                 if let Input::Disconnected { conn } = &input {
                     desk.sessions.retain(|session| session.id != *conn);
                 }
@@ -103,7 +105,15 @@ impl Core {
                     keeper.remove(slot.owner.clone(), id, self.mail.now());
                 }
             }
-            Effect::Take { id, verdict } => self.take_letter(slot, id, verdict),
+            Effect::Take { id, verdict } => {
+                // Whoever acknowledges what it never got makes work for the store, but only so much.
+                if desk.takes < MOST_TAKES {
+                    desk.takes += 1;
+                    self.take_letter(slot, id, verdict);
+                } else {
+                    self.handle(desk, Input::Taken { id, verdict, letter: None });
+                }
+            }
             Effect::Transmit(copy) => {
                 let (conn, id) = (copy.conn, copy.id);
                 let result = self.transmit(slot, desk, &copy);
@@ -120,6 +130,11 @@ impl Core {
                     *gauge(tally, at) += 1;
                 });
                 desk.stands(id, fate_of(at));
+                if at == Whereabouts::Resting
+                    && let Some(watch) = desk.watches.remove(&id)
+                {
+                    watch.finish(id, Fate::STORED);
+                }
             }
             Effect::Refused { id, refusal } => {
                 desk.notes.remove(&id);
@@ -129,7 +144,7 @@ impl Core {
                     told(Err(refused(refusal)));
                 }
                 if refusal == Refusal::Full {
-                    self.failures.count(FailureReason::PendingFull, None, 1);
+                    self.count_refusal(FailureReason::PendingFull);
                 }
             }
             Effect::Moved { id, to } => {
@@ -161,9 +176,9 @@ impl Core {
                 let Some(session) = desk.session(conn) else { return };
                 if self.fanouts.queue_policy() == QueuePolicy::Disconnect {
                     let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
-                    session.outbound.close(&close, DisconnectReason::SlowConsumer);
+                    self.close(session, &close, DisconnectReason::SlowConsumer);
                 } else {
-                    session.outbound.tell_gap(bytes);
+                    self.tell_gap(session, bytes);
                 }
                 tracing::debug!(%id, user_id = %slot.owner, "a message did not fit behind a replay");
             }
@@ -171,9 +186,17 @@ impl Core {
                 if let Some(watch) = desk.watches.get(&id) {
                     watch.attempt_failed(FailureReason::AckTimeout);
                 }
+                for session in &desk.sessions {
+                    self.trace(session.id, ConnectionEvent::AckTimeout { message: id, attempt });
+                }
+                self.metrics.ack_timed_out();
                 self.note_ack_timeout(slot, id, &body, attempt, is_last);
             }
             Effect::AckRetry { id, body: _, attempt } => {
+                for session in &desk.sessions {
+                    self.trace(session.id, ConnectionEvent::AckRetry { message: id, attempt });
+                }
+                self.metrics.ack_retried();
                 self.events.publish_with(EventType::AckRetry, || Event::AckRetry {
                     ack: AckInfo { message_id: id, user_id: slot.owner.clone(), attempt },
                 });
@@ -219,18 +242,26 @@ impl Core {
         if let Some(watch) = desk.watches.get(&copy.id) {
             watch.attempt();
         }
+        let attempt = match copy.sort {
+            Sort::Reliable { attempt, .. } => Some(attempt),
+            Sort::Plain { .. } | Sort::Passed => None,
+        };
         let ticket = || {
-            Arc::new(Ticket { core: Arc::clone(self), slot: Arc::clone(slot), conn: copy.conn, id: copy.id })
-                as Arc<dyn Settle>
+            let (core, slot) = (Arc::clone(self), Arc::clone(slot));
+            Arc::new(Ticket { core, slot, conn: copy.conn, id: copy.id, attempt }) as Arc<dyn Settle>
         };
         let sent = with_message(&delivery, |frame| session.offer(frame, record.priority, true, &mut || Some(ticket())));
         match sent {
             Sent::Written => {
                 self.fanouts.stats().ledger().note(|tally| tally.copies += 1);
+                self.trace_delivered(copy.conn, copy.id, attempt);
                 Transmission::Written
             }
             Sent::Queued => Transmission::Queued,
-            Sent::Dropped => Transmission::Full,
+            Sent::Dropped => {
+                self.trace_full_queue(session, copy.id);
+                Transmission::Full
+            }
             Sent::Closed => Transmission::Gone,
         }
     }
@@ -301,6 +332,7 @@ impl Core {
             },
             _ => return,
         };
+        self.count_failure(reason, slot.owner.as_str());
         let text = if fate == Fate::EXPIRED { "its time to live is over" } else { reason.as_str() };
         let waited = std::time::Duration::from_millis(self.mail.now().saturating_sub(record.timestamp));
         let event = FailureEvent::new(Arc::new(record.message(id)), slot.owner.clone(), reason, text);
@@ -320,6 +352,7 @@ impl Core {
         let waited = std::time::Duration::from_millis(now.saturating_sub(record.timestamp));
         let text = "no acknowledgement came in time";
         let reason = FailureReason::AckTimeout;
+        self.count_failure(reason, slot.owner.as_str());
         let event = FailureEvent::new(Arc::new(record.message(id)), slot.owner.clone(), reason, text);
         self.route_failure(event.after(attempt.saturating_sub(1), waited).with_timestamp(now));
     }
@@ -344,6 +377,8 @@ struct Ticket {
     slot: Arc<Slot>,
     conn: Uuid,
     id: Uuid,
+    /// `None`: nobody has to acknowledge it.
+    attempt: Option<u32>,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -358,6 +393,7 @@ impl Settle for Ticket {
         let input = match result {
             Ok(()) => {
                 self.core.fanouts.stats().ledger().note(|tally| tally.copies += 1);
+                self.core.trace_delivered(conn, id, self.attempt);
                 Input::Written { conn, id }
             }
             Err(_) => Input::Lost { conn, id },
@@ -366,6 +402,9 @@ impl Settle for Ticket {
         let _ = self.core.feed(&self.slot, News::Input(input));
     }
 }
+
+/// Letters of one user that are looked for in the store at a time, because they were acknowledged.
+const MOST_TAKES: usize = 1_000;
 
 fn gauge(tally: &mut Tally, at: Whereabouts) -> &mut i64 {
     match at {
