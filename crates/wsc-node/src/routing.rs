@@ -241,6 +241,26 @@ impl Core {
         Ok(Plain::Done(SendReceipt::new(id, fate)))
     }
 
+    /// Shows a message to a connection whose user has no inbox: now or never.
+    pub(crate) fn show_live(self: &Arc<Self>, record: &Record<'_>, id: Uuid, session: Arc<Session>) {
+        let user = Arc::clone(&session.user);
+        let direct = Direct {
+            message_type: record.message_type,
+            sender_id: record.sender_id,
+            content: record.content,
+            priority: record.priority,
+            target: user.id.as_str(),
+            target_client: None,
+            from: None,
+        };
+        let plain = PlainSend { id, direct: &direct, max_retries: None, record: *record };
+        let recipients = Recipients::One(session);
+        let sent = with_message(&record.delivery(id), |frame| self.deliver(&plain, &recipients, frame, None));
+        if sent.is_err() {
+            self.settle_at_once(&plain, FailureReason::ConnClosed, None);
+        }
+    }
+
     /// The receiver is away.
     fn away(self: &Arc<Self>, plain: &PlainSend<'_>, watch: Option<Watch>) -> Plain {
         if plain.may_be_stored() && self.stores_for_absent() {

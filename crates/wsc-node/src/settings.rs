@@ -79,7 +79,9 @@ pub(crate) fn mailbox(settings: &Settings) -> MailboxConfig {
     config.ack_retry_interval = settings.ack_retry_interval;
     config.enable_offline_ack = settings.enable_offline_ack;
     config.window_messages = settings.inbox.window_messages as usize;
-    config.window_bytes = settings.inbox.window_bytes.as_u64();
+    // A replay that filled the connection's queue would have to stop until `inbox.retry_interval` is over.
+    let queue_share = settings.queue.max_bytes.as_u64() / 4;
+    config.window_bytes = settings.inbox.window_bytes.as_u64().min(queue_share).max(1);
     config.retry_interval = settings.inbox.retry_interval;
     config.held_bytes = settings.queue.max_bytes.as_usize();
     config

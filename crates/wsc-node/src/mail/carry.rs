@@ -193,6 +193,7 @@ impl Core {
                 self.note_ack_timeout(slot, id, &body, attempt, is_last);
             }
             Effect::AckRetry { id, body: _, attempt } => {
+                self.mail.outcomes.attempt(id, &slot.owner, attempt);
                 for session in &desk.sessions {
                     self.trace(session.id, ConnectionEvent::AckRetry { message: id, attempt });
                 }

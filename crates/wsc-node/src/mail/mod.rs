@@ -6,6 +6,7 @@
 
 mod carry;
 mod idempotency;
+mod inspect;
 mod keeper;
 mod outcomes;
 mod recent;
@@ -33,6 +34,7 @@ use wsc_store::Note;
 use crate::{core::Core, ledger::Transit, routing::SendReceipt, session::Session};
 
 use idempotency::{Begun, Idempotency, KeyedSend};
+pub(crate) use inspect::PendingCursor;
 pub(crate) use keeper::Keeper;
 use outcomes::{Memory, Outcomes};
 pub use outcomes::{MessageFate, PairFate};
@@ -176,6 +178,8 @@ struct Desk {
     passing: HashMap<Uuid, Arc<Transit>>,
     /// Letters that count as accepted and in flight already.
     spilled: HashSet<Uuid>,
+    /// Letters that are being taken out of the store.
+    takes: usize,
     /// Who acknowledged, while that is worked on.
     acker: Option<Uuid>,
     effects: VecDeque<Effect>,
@@ -256,19 +260,6 @@ impl Mail {
     /// The mailbox that a plain message to this user has to go through, if there is one.
     pub(crate) fn holding_back(&self, user_id: &str) -> bool {
         self.slot(user_id).is_some_and(|slot| slot.holds_back.load(Relaxed))
-    }
-
-    /// How many letters of a user are in flight.
-    pub(crate) fn in_flight(&self, user_id: &str) -> usize {
-        let slot = self.slot(user_id);
-        slot.and_then(|slot| slot.state.lock().desk.as_ref().map(|desk| desk.mailbox.in_flight())).unwrap_or(0)
-    }
-
-    /// Users with something in flight, and how much, at most `limit`.
-    pub(crate) fn busy(&self, limit: usize) -> Vec<(Id, usize)> {
-        let slots: Vec<_> = self.slots.iter().take(limit).map(|slot| Arc::clone(&slot)).collect();
-        let count = |slot: &Arc<Slot>| slot.state.lock().desk.as_ref().map_or(0, |desk| desk.mailbox.in_flight());
-        slots.iter().map(|slot| (slot.owner.clone(), count(slot))).collect()
     }
 
     /// Acknowledgements that meant nothing, by reason.
@@ -388,7 +379,8 @@ impl Core {
             return;
         };
         for &id in ids {
-            if self.mail.slot(user_id.as_str()).is_none() && keeper.store().is_surely_empty(user_id) {
+            let is_nothing = || self.mail.slot(user_id.as_str()).is_none() && keeper.store().is_surely_empty(user_id);
+            if id.is_nil() || is_nothing() {
                 self.mail.ignore_ack(self.mail.outcomes.ignored_ack(id, user_id));
                 continue;
             }

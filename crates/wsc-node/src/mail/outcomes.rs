@@ -126,9 +126,17 @@ impl Outcomes {
         let Some(mut message) = known.remove(&id) else { return };
         if let Some(pair) = message.fates.find(user_id).filter(|pair| !pair.outcome.is_final()) {
             pair.outcome = fate.outcome;
+            pair.attempts = pair.attempts.max(u32::from(fate == Fate::PENDING));
         }
         known.put(id, message, now);
         known.forget(now, memory.retention, memory.max);
+    }
+
+    /// Takes note of one more attempt.
+    pub(crate) fn attempt(&self, id: Uuid, user_id: &Id, attempt: u32) {
+        if let Some(pair) = self.0.lock().get_mut(&id).and_then(|message| message.fates.find(user_id)) {
+            pair.attempts = pair.attempts.max(attempt);
+        }
     }
 
     pub(crate) fn get(&self, id: Uuid, now: u64, memory: Memory) -> Option<MessageFate> {
@@ -140,6 +148,11 @@ impl Outcomes {
             sender_id: message.sender_id.to_string(),
             recipients: message.fates.as_slice().to_vec(),
         })
+    }
+
+    /// How many messages are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().len()
     }
 
     /// Why an acknowledgement by this user means nothing.

@@ -1,12 +1,13 @@
 //! Sending what must not get lost, and what must wait.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 use wsc_delivery::mailbox::{Kind, Letter, Millis};
+use wsc_failure::FailureEvent;
 use wsc_protocol::{ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, Id, MessageInfo, Outcome, encode};
 
 use super::{Accept, Answer, Answered, Begun, KeyedSend, Memory, MessageFate, News, Record, Told, Watch, has_inbox};
@@ -15,7 +16,7 @@ use crate::{
     encode::{now_ms, with_frame},
     ledger::Transit,
     routing::{Direct, SendReceipt},
-    session::{Seat, Session},
+    session::{Seat, Session, SessionRef},
 };
 
 /// What a sender wants beyond delivery.
@@ -118,6 +119,8 @@ impl Core {
             content: direct.content,
         };
         if let Err(error) = self.count_sender(&record, direct.target) {
+            self.count_refusal(FailureReason::PendingFull);
+            self.route_refusal(&record, id, Id::generated(direct.target), &error);
             return answer(Err(error));
         }
         let expires_at = self.expires_at(wish.ttl, record.timestamp);
@@ -134,7 +137,7 @@ impl Core {
                 Answered { receipt: SendReceipt::new(id, fate), recipients: 1 }
             }));
         });
-        let told = self.uncount_refused(letter.body.clone(), told);
+        let told = self.note_refused(id, owner.clone(), letter.body.clone(), told);
         let note = keyed.map(|keyed| keyed.note(id, self.note_ends()));
         self.mail(&owner, News::Accept(Box::new(Accept { letter, note, told, watch, is_in_flight: false })));
     }
@@ -158,25 +161,10 @@ impl Core {
                 recipients: recipients as u64,
             }));
         }
-        let most = self.settings().rooms.max_reliable_recipients;
-        let mut users: Vec<(Id, Option<Uuid>)> = Vec::new();
-        let (members, _) = seat.room.fanout.members(0, usize::MAX);
-        for member in members {
-            let session = &member.0;
-            if sender.is_some_and(|sender| Arc::ptr_eq(sender, session)) || !has_inbox(session.user.id.as_str()) {
-                continue;
-            }
-            if users.iter().all(|(user, _)| *user != session.user.id) {
-                // The sending connection gets no copy: another device of the same user gets it alone.
-                let is_own = sender.is_some_and(|sender| sender.user.id == session.user.id);
-                users.push((session.user.id.clone(), is_own.then_some(session.id)));
-            }
-            if users.len() as u64 > u64::from(most) {
-                let details = serde_json::json!({ "limit": most });
-                let error = ErrorReply::new(ErrorCode::TooLarge, "too many recipients for an acknowledged message");
-                return answer(Err(error.with_details(details)));
-            }
-        }
+        let (users, nameless) = match self.reliable_recipients(seat, sender) {
+            Ok(recipients) => recipients,
+            Err(error) => return answer(Err(error)),
+        };
         let id = Uuid::now_v7();
         let record = Record {
             kind: Kind::Reliable,
@@ -192,13 +180,17 @@ impl Core {
         let body = record.encode();
         let expires_at = self.expires_at(wish.ttl, record.timestamp);
         let mut note = keyed.map(|keyed| keyed.note(id, self.note_ends()));
+        let shown = nameless.len() as u64;
+        for session in nameless {
+            self.show_live(&Record { kind: Kind::Plain, wants_receipt: false, ..record }, id, session);
+        }
         if users.is_empty() {
             let receipt = SendReceipt::new(id, Fate::SENT);
-            return answer(Ok(Answered { receipt, recipients: 0 }));
+            return answer(Ok(Answered { receipt, recipients: shown }));
         }
-        let gathered =
-            Arc::new(Mutex::new(Gathered { left: users.len(), accepted: 0, error: None, answer: Some(answer) }));
-        for (user_id, only) in users {
+        let gathered = Gathered { left: users.len(), accepted: shown, error: None, answer: Some(answer) };
+        let gathered = Arc::new(Mutex::new(gathered));
+        for Member { user_id, only, connections } in users {
             let letter = Letter { id, kind: Kind::Reliable, body: body.clone(), expires_at: Some(expires_at), only };
             let (core, owner) = (Arc::clone(self), user_id.clone());
             let (kept, gathered) = (body.clone(), Arc::clone(&gathered));
@@ -206,13 +198,15 @@ impl Core {
                 if let Ok(fate) = &result {
                     core.note_outcome_of(&kept, id, &owner, *fate);
                 }
-                if let Some((answer, accepted, error)) = Gathered::add(&gathered, result.is_ok(), result.err()) {
+                if let Some((answer, accepted, error)) = Gathered::add(&gathered, connections, result.err()) {
                     answer(core.room_answer(&kept, id, accepted, error));
                 }
             });
             let told = match self.count_sender(&record, user_id.as_str()) {
-                Ok(()) => self.uncount_refused(body.clone(), told),
+                Ok(()) => self.note_refused(id, user_id.clone(), body.clone(), told),
                 Err(error) => {
+                    self.count_refusal(FailureReason::PendingFull);
+                    self.route_refusal(&record, id, user_id, &error);
                     told(Err(error));
                     continue;
                 }
@@ -222,15 +216,60 @@ impl Core {
         }
     }
 
-    /// A letter that is refused does not count for its sender.
-    fn uncount_refused(self: &Arc<Self>, body: Bytes, told: Told) -> Told {
+    /// The users of a room's other members, and the connections of those that have no inbox.
+    fn reliable_recipients(
+        &self,
+        seat: &Seat,
+        sender: Option<&Arc<Session>>,
+    ) -> Result<(Vec<Member>, Vec<Arc<Session>>), ErrorReply> {
+        let most = self.settings().rooms.max_reliable_recipients;
+        let mut users: Vec<Member> = Vec::new();
+        let mut places: HashMap<Id, usize> = HashMap::new();
+        let mut nameless = Vec::new();
+        let (members, _) = seat.room.fanout.members(0, usize::MAX);
+        for SessionRef(session) in members {
+            if sender.is_some_and(|sender| Arc::ptr_eq(sender, &session)) {
+                continue;
+            }
+            let user_id = &session.user.id;
+            if !has_inbox(user_id.as_str()) {
+                nameless.push(session);
+                continue;
+            }
+            if let Some(place) = places.get(user_id) {
+                users[*place].connections += 1;
+                continue;
+            }
+            // The sending connection gets no copy: another device of the same user gets it alone.
+            let is_own = sender.is_some_and(|sender| sender.user.id == *user_id);
+            places.insert(user_id.clone(), users.len());
+            users.push(Member { user_id: user_id.clone(), only: is_own.then_some(session.id), connections: 1 });
+            if users.len() as u64 > u64::from(most) {
+                let details = serde_json::json!({ "limit": most });
+                let error = ErrorReply::new(ErrorCode::TooLarge, "too many recipients for an acknowledged message");
+                return Err(error.with_details(details));
+            }
+        }
+        Ok((users, nameless))
+    }
+
+    /// A letter that is refused does not count for its sender. Handlers hear of a full inbox.
+    fn note_refused(self: &Arc<Self>, id: Uuid, user_id: Id, body: Bytes, told: Told) -> Told {
         let core = Arc::clone(self);
         Box::new(move |result| {
-            if let (Err(_), Some(record)) = (&result, Record::decode(&body)) {
+            if let (Err(error), Some(record)) = (&result, Record::decode(&body)) {
                 core.forget_sender(&record);
+                if error.code == ErrorCode::Full {
+                    core.route_refusal(&record, id, user_id, error);
+                }
             }
             told(result);
         })
+    }
+
+    fn route_refusal(&self, record: &Record<'_>, id: Uuid, user_id: Id, error: &ErrorReply) {
+        let message = Arc::new(record.message(id));
+        self.route_failure(FailureEvent::new(message, user_id, FailureReason::PendingFull, error.message.clone()));
     }
 
     /// Has a mailbox send a plain message behind what it sends before.
@@ -464,6 +503,14 @@ pub(crate) enum Plain {
     Away(Option<Watch>),
 }
 
+/// A user whose connections are in a room.
+struct Member {
+    user_id: Id,
+    /// The only connection that gets a copy, where not all do.
+    only: Option<Uuid>,
+    connections: u64,
+}
+
 /// The answers of the mailboxes that one room message went to.
 struct Gathered {
     left: usize,
@@ -473,17 +520,18 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// Adds one; returns the whole with the last.
-    /// `error` says why one was refused.
+    /// Adds a member with its connections, or why it was refused; returns the whole with the last.
     fn add(
         this: &Mutex<Self>,
-        is_accepted: bool,
+        connections: u64,
         error: Option<ErrorReply>,
     ) -> Option<(Answer, u64, Option<ErrorReply>)> {
         let mut this = this.lock();
         this.left -= 1;
-        this.accepted += u64::from(is_accepted);
-        this.error = error.or(this.error.take());
+        match error {
+            None => this.accepted += connections,
+            some => this.error = some,
+        }
         if this.left > 0 {
             return None;
         }
