@@ -31,7 +31,11 @@ async fn keeps_the_contract(config: EmbeddedConfig) {
 enum Act {
     Append(Vec<(u8, u8, u8)>),
     Remove(Vec<(u8, u8)>),
-    Read { user: u8, messages: usize, bytes: u64 },
+    Read {
+        user: u8,
+        messages: usize,
+        bytes: u64,
+    },
     Expired(u64),
     /// Waits until all that is in the journal has moved.
     Rest,
@@ -146,13 +150,18 @@ async fn adopt(store: &dyn InboxStore) -> MemoryInbox {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(40), ..ProptestConfig::default() })]
 
     /// The store does what the one in memory does, whatever moves to the tables meanwhile, and whatever happens to it.
     #[test]
     fn it_behaves_like_the_one_in_memory(rests in any::<bool>(), acts in proptest::collection::vec(act(), 0..40)) {
         runtime().block_on(run(rests, acts))?;
     }
+}
+
+/// As many as the environment asks for, else so many.
+fn cases(most: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(most)
 }
 
 async fn run(rests: bool, acts: Vec<Act>) -> Result<(), TestCaseError> {
@@ -255,4 +264,211 @@ fn probe() -> EntryKey {
 
 fn resting() -> EmbeddedConfig {
     EmbeddedConfig { rest_after: Duration::ZERO, ..EmbeddedConfig::default() }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_loses_nothing() {
+    let disk = FaultyDisk::new();
+    let store = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0;
+    let large = |n| NewEntry::new(name(0), Uuid::from_u128(n), vec![7; 100_000].into());
+    store.append(vec![large(0)]).await.unwrap();
+    disk.set_capacity(Some(disk.size()));
+    let mut stored = 1;
+    let error = loop {
+        match store.append(vec![large(stored)]).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    let told = std::error::Error::source(&error).map(ToString::to_string);
+    assert!(told.as_ref().is_some_and(|told| told.contains("no storage space")), "{error}: {told:?}");
+    assert_eq!(store.depth(&name(0)).await.unwrap().messages, stored as u64, "what failed is not there");
+
+    assert_eq!(store.remove(vec![EntryKey::new(name(0), Uuid::from_u128(0))]).await.unwrap(), [true], "though full");
+    assert_eq!(store.depth(&name(0)).await.unwrap().messages, stored as u64 - 1);
+
+    disk.set_capacity(None);
+    recover(&store).await;
+    store.append(vec![large(1000)]).await.unwrap();
+    store.close().await.unwrap();
+    let (store, opened) = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap();
+    assert_eq!(opened.messages, stored as u64, "all but the removed one, and the last");
+    let page = store.read(&name(0), None, ReadLimit { messages: 9999, bytes: u64::MAX }).await.unwrap();
+    assert!(page.entries.iter().map(|entry| entry.id.as_u128()).eq((1..stored).chain([1000])));
+}
+
+/// A commit whose last sync fails is in the file. It was reported as failed, so it must not come back.
+#[tokio::test]
+async fn what_failed_does_not_come_back() {
+    for works_for in 0..40 {
+        let disk = FaultyDisk::new();
+        let store = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0;
+        store.append(entries(&[(0, 1, 1)])).await.unwrap();
+        disk.fail_after(works_for);
+        let failed = store.append(entries(&[(0, 2, 2)])).await.is_err();
+        disk.set_failing(false);
+        recover(&store).await;
+        let expected = if failed { 1 } else { 2 };
+        assert_eq!(store.depth(&name(0)).await.unwrap().messages, expected, "after {works_for} operations");
+        store.close().await.unwrap();
+        let opened = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().1;
+        assert_eq!(opened.messages, expected, "after {works_for} operations, and a restart");
+        if !failed {
+            return;
+        }
+    }
+    panic!("a commit takes more operations than expected");
+}
+
+#[tokio::test]
+async fn positions_are_not_used_again_when_nothing_is_left() {
+    let disk = FaultyDisk::new();
+    let mut highest = Position(0);
+    for n in 0..5 {
+        let store = EmbeddedInbox::open_on(&disk, resting()).unwrap().0;
+        let admitted = store.append(entries(&[(0, n, 1)])).await.unwrap();
+        let Admission::Stored(position) = admitted[0] else { panic!("{admitted:?}") };
+        assert!(position > highest, "{position:?} after {highest:?}");
+        highest = position;
+        store.remove(keys(&[(0, n)])).await.unwrap();
+        rest(&store).await;
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn notes_survive_when_their_entries_leave_the_journal() {
+    let disk = FaultyDisk::new();
+    let note = Note { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v"), expires_at: 1000 };
+    let store = EmbeddedInbox::open_on(&disk, resting()).unwrap().0;
+    store.append(vec![entries(&[(0, 1, 1)]).remove(0).with_note(note.clone())]).await.unwrap();
+    assert_eq!(store.notes(0).await.unwrap(), std::slice::from_ref(&note));
+    store.remove(keys(&[(0, 1)])).await.unwrap();
+    rest(&store).await;
+    assert_eq!(store.notes(0).await.unwrap(), std::slice::from_ref(&note));
+    store.close().await.unwrap();
+    let (store, opened) = EmbeddedInbox::open_on(&disk, resting()).unwrap();
+    assert_eq!((opened.notes, store.notes(0).await.unwrap()), (1, vec![note]));
+}
+
+/// Many commits, whose entries are removed: the file stays as it is.
+#[tokio::test]
+async fn what_is_removed_makes_room_in_the_file() {
+    let disk = FaultyDisk::new();
+    let store = EmbeddedInbox::open_on(&disk, resting()).unwrap().0;
+    let mut grown = 0;
+    for round in 0..200 {
+        let new: Vec<_> = (0..20).map(|n| NewEntry::new(name(0), Uuid::from_u128(n), vec![1; 5000].into())).collect();
+        let named = new.iter().map(|entry| entry.key.clone()).collect();
+        store.append(new).await.unwrap();
+        store.remove(named).await.unwrap();
+        if round == 50 {
+            grown = disk.size();
+        }
+    }
+    // How much grows together depends on how the commits fell; without reuse it would be four times as much.
+    assert!(disk.size() <= 2 * grown, "{} bytes after 50 rounds, {} after 200", grown, disk.size());
+}
+
+#[tokio::test]
+async fn callers_share_commits() {
+    let disk = FaultyDisk::new();
+    let store = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0;
+    let before = disk.syncs();
+    let new = |n| vec![NewEntry::new(name(0), Uuid::from_u128(n), Bytes::new())];
+    // Two that come together: the first is committed at once, or with the second.
+    let appends: Vec<_> = (0..500).map(|n| store.append(new(n))).collect();
+    for admitted in futures_join(appends).await {
+        assert!(matches!(admitted.unwrap()[..], [Admission::Stored(_)]));
+    }
+    let syncs = disk.syncs() - before;
+    assert!(syncs <= 40, "{syncs} syncs for 500 calls at a time");
+}
+
+async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if output.is_none()
+                && let std::task::Poll::Ready(ready) = future.as_mut().poll(cx)
+            {
+                *output = Some(ready);
+            }
+        }
+        if outputs.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    outputs.into_iter().flatten().collect()
+}
+
+#[tokio::test]
+async fn a_newer_format_is_refused_by_its_number() {
+    let disk = FaultyDisk::new();
+    EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0.close().await.unwrap();
+    let database = Disk::faulty(disk.clone()).open(1 << 20).unwrap();
+    let txn = writer::begin_write(&database).unwrap();
+    txn.open_table(tables::META).unwrap().insert(tables::meta::FORMAT, 7).unwrap();
+    txn.commit().unwrap();
+    drop(database);
+    let error = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap_err();
+    assert!(matches!(error, OpenError::NewerFormat { found: 7, known: 1, .. }), "{error}");
+}
+
+/// A flipped bit anywhere is noticed: the store does not open, or says what is lost, or nothing is.
+#[tokio::test]
+async fn no_flipped_bit_loses_mail_in_silence() {
+    let disk = FaultyDisk::new();
+    let store = EmbeddedInbox::open_on(&disk, resting()).unwrap().0;
+    let large = |ids: std::ops::Range<u128>| {
+        ids.map(|n| NewEntry::new(name((n % 3) as u8), Uuid::from_u128(n), vec![7; 3000].into())).collect()
+    };
+    store.append(large(0..40)).await.unwrap();
+    rest(&store).await;
+    store.close().await.unwrap();
+    // Some at rest, some in the journal.
+    let store = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0;
+    store.append(large(40..60)).await.unwrap();
+    let before = contents(&store).await;
+    store.close().await.unwrap();
+    let (mut refused, mut repaired) = (0, 0);
+    for seed in 0..300 {
+        let disk = disk.after_kill();
+        let mut random = fastrand::Rng::with_seed(seed);
+        disk.damage(|data| {
+            // The file is mostly empty; what is not is what matters.
+            let at = std::iter::repeat_with(|| random.usize(..data.len())).find(|&at| data[at] != 0).unwrap();
+            data[at] ^= 1 << random.u8(..8);
+        });
+        match EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()) {
+            Err(error) => {
+                assert!(error.to_string().contains("faulty disk"), "names the path: {error}");
+                refused += 1;
+            }
+            Ok((store, opened)) => {
+                let after = contents(&store).await;
+                let told = opened.dropped > 0 || opened.was_repaired || store.lost() > 0;
+                assert!(after == before || told, "seed {seed}: {opened:?}\n{before:?}\n{after:?}");
+                repaired += u64::from(told);
+            }
+        }
+    }
+    assert!(refused + repaired > 50, "{refused} refused, {repaired} repaired: the damage did not hit");
+}
+
+#[tokio::test]
+async fn a_cut_file_is_refused() {
+    let disk = FaultyDisk::new();
+    let store = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0;
+    store.append(entries(&[(0, 1, 30), (1, 1, 31)])).await.unwrap();
+    store.close().await.unwrap();
+    let len = disk.size() as usize;
+    for len in [1, 100, 4096, len / 4, len / 2, len - 4096, len - 1] {
+        let disk = disk.after_kill();
+        disk.damage(|data| data.truncate(len));
+        match EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()) {
+            Err(error) => assert!(matches!(error, OpenError::Damaged { .. } | OpenError::Foreign { .. }), "{error}"),
+            Ok((_, opened)) => assert_eq!((opened.messages, opened.was_repaired), (2, true), "cut to {len}"),
+        }
+    }
 }

@@ -121,6 +121,8 @@ pub(super) struct WriterState {
     in_doubt: Option<Batch>,
     /// The last failure, and when the file is next tried.
     failed: Option<(Failure, Instant)>,
+    /// How long that was put off.
+    patience: Duration,
 }
 
 enum Work {
@@ -152,7 +154,7 @@ impl Writer {
         }
     }
 
-    fn wait(&mut self) -> Work {
+    fn wait(&self) -> Work {
         let Shared { config, queue, wake, .. } = &*self.shared;
         let move_at = self.move_at();
         let retry_at = self.state.failed.as_ref().map(|(_, retry)| *retry);
@@ -220,7 +222,8 @@ impl Writer {
         });
         if let Err(failure) = &result {
             if self.state.failed.is_none() {
-                tracing::error!(error = failure as &dyn std::error::Error, "the inbox cannot be written");
+                let path = self.shared.disk.path().display();
+                tracing::error!(%path, error = failure as &dyn std::error::Error, "the inbox cannot be written");
             }
             self.close_database();
             let taken = mem::take(&mut self.state.taken);
@@ -230,12 +233,15 @@ impl Writer {
             drop(state);
             // A call of its own failed to get here, so there is no storm to fear from those who wait.
             self.shared.moved.notify_waiters();
-            self.state.failed = Some((failure.clone(), Instant::now() + RETRY));
+            // Twice as long each time: after a failed sync, a try reads the whole file.
+            self.state.patience = (self.state.patience * 2).clamp(RETRY, RETRY_MOST);
+            self.state.failed = Some((failure.clone(), Instant::now() + self.state.patience));
             self.state.moves_more = false;
             let mut queue = self.shared.queue.lock();
             queue.removals.get_or_insert_with(Instant::now);
         } else if self.state.failed.take().is_some() {
             tracing::info!("the inbox can be written again");
+            self.state.patience = Duration::ZERO;
             self.shared.state.lock().is_failing = false;
         }
         result
@@ -602,8 +608,9 @@ const MOVE_INTERVAL: Duration = Duration::from_millis(500);
 /// About how many entries change the tables in one transaction. Appends wait meanwhile, so not too many.
 const MOVED_AT_ONCE: usize = 1000;
 
-/// How long a failed file is left alone. Appends fail at once meanwhile.
+/// How long a failed file is left alone, at first and at most. Appends fail at once meanwhile.
 const RETRY: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// From so many removed entries on, they leave the tables before they are old.
 pub(super) const REMOVED_SOFT: usize = 16_384;
