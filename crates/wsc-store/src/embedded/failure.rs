@@ -8,8 +8,9 @@ use crate::StoreError;
 /// Why something could not be done with the file.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Failure {
-    #[error("the database file failed")]
-    Database(#[source] Arc<redb::Error>),
+    /// Its text is all that this error has to say: it names no source.
+    #[error("the database file failed: {0}")]
+    Database(Arc<redb::Error>),
     #[error("the database file is damaged: {0} cannot be read")]
     Damaged(&'static str),
     #[error("the database code panicked: {0}")]
@@ -21,6 +22,16 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// Whether the database is of no use any more until it is opened again. It keeps that up after the first failure of
+    /// the disk; damage in one place hurts only who reads it.
+    pub(super) fn needs_reopening(&self) -> bool {
+        match self {
+            Self::Database(error) => !matches!(**error, redb::Error::Corrupted(_)),
+            Self::Panicked(_) => true,
+            Self::Damaged(_) | Self::Reopen(_) | Self::Backlog => false,
+        }
+    }
+
     /// Runs `act` and makes a panic in it a failure: the file's contents must not be able to end the process.
     pub(super) fn catch<T>(act: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
         // What `act` leaves half done is thrown away by its callers: a transaction is not committed, and the file is

@@ -117,6 +117,9 @@ pub(super) struct Batch {
     pub(super) users: HashMap<Id, (Depth, Uuid)>,
 }
 
+/// When an entry ends, and which.
+pub(super) type End = (u64, Position, EntryKey);
+
 /// Where a key's entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -197,7 +200,7 @@ impl Index {
     }
 
     /// Young entries that end at `now` or before.
-    pub(super) fn ended(&self, now: u64, limit: usize) -> Vec<(u64, Position, EntryKey)> {
+    pub(super) fn ended(&self, now: u64, limit: usize) -> Vec<End> {
         let over = self.ends.range(..=(now, Position(u64::MAX)));
         let key = |&(end, position): &(u64, Position)| {
             let young = self.slot(position).and_then(|index| self.young[index].as_ref())?;
@@ -476,7 +479,7 @@ impl PageBuilder {
     }
 
     /// Adds the page behind this one.
-    pub(super) fn append(&mut self, page: Page) {
+    pub(super) fn append(&mut self, page: &Page) {
         if page.entries.iter().all(|entry| self.push(entry)) {
             self.page.has_more |= page.has_more;
         }

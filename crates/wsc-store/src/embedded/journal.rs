@@ -133,7 +133,7 @@ pub(super) fn read_row(row: &[u8], mut take: impl FnMut(Record)) -> Result<(), D
     let records = header(&mut input).ok_or(Damage { records: 1 })?;
     let mut last = None;
     for read in 0..records {
-        record(&mut input, &mut last, &mut take).ok_or(Damage { records: u64::from(records - read) })?;
+        record(&mut input, &mut last, &mut take).ok_or_else(|| Damage { records: u64::from(records - read) })?;
     }
     // Something behind the last record would be a record that the header lost count of.
     if input.0.is_empty() { Ok(()) } else { Err(Damage { records: 1 }) }

@@ -36,7 +36,7 @@ pub use self::faulty::FaultyDisk;
 use self::{
     disk::Disk,
     failure::Failure,
-    index::{Index, PageBuilder, Place},
+    index::{End, Index, PageBuilder, Place},
     journal::{Gone, Record, read_row},
     open::{Directory, Loaded},
     tables::{Read, Snapshot},
@@ -60,7 +60,7 @@ use crate::{
 /// # Space
 ///
 /// The file grows as more is stored at a time than ever before, and what is removed makes room in it for what comes. It
-/// does not shrink while it is open. Opening compacts a large file most of which is unused.
+/// hardly shrinks while it is open; opening compacts it where it is large and less than half of it is in use.
 ///
 /// # Dropping
 ///
@@ -101,7 +101,8 @@ struct State {
 impl EmbeddedInbox {
     /// Opens the store in this data directory, or makes one. Says what was found.
     ///
-    /// This reads the whole file to see whether it is undamaged, so it may take seconds for large ones. It blocks.
+    /// This reads the whole file to see whether it is undamaged, so it may take seconds for large ones, and compacts a
+    /// large one of which less than half is in use. It blocks.
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl EmbeddedInbox {
     /// As [`open`](Self::open).
     #[cfg(any(test, feature = "conformance"))]
     pub fn open_on(disk: &FaultyDisk, config: EmbeddedConfig) -> Result<(Self, Opened), OpenError> {
-        Self::start(Disk::Faulty(disk.clone()), config, None)
+        Self::start(Disk::faulty(disk.clone()), config, None)
     }
 
     fn start(disk: Disk, config: EmbeddedConfig, directory: Option<Directory>) -> Result<(Self, Opened), OpenError> {
@@ -207,7 +208,7 @@ impl InboxStore for EmbeddedInbox {
             let user = user.clone();
             let page = self.shared.read(move |shared| shared.resting_page(&view, &user, after, limit)).await?;
             if let Some(mut page) = page {
-                page.append(young);
+                page.append(&young);
                 return Ok(page.finish());
             }
         }
@@ -427,8 +428,10 @@ impl Shared {
             let result = Failure::catch(|| act(&shared));
             if let Err(failure) = &result {
                 tracing::error!(error = failure as &dyn std::error::Error, "resting mail cannot be read");
-                shared.queue.lock().suspect();
-                shared.wake.notify_one();
+                if failure.needs_reopening() {
+                    shared.queue.lock().suspect();
+                    shared.wake.notify_one();
+                }
             }
             result
         });
@@ -479,12 +482,7 @@ impl Shared {
         Ok(live.map(|mut live| live.pop()))
     }
 
-    fn resting_ended(
-        &self,
-        view: &View,
-        now: u64,
-        limit: usize,
-    ) -> Result<Option<Vec<(u64, Position, EntryKey)>>, Failure> {
+    fn resting_ended(&self, view: &View, now: u64, limit: usize) -> Result<Option<Vec<End>>, Failure> {
         let mut ended = Vec::new();
         let mut after = None;
         while ended.len() < limit {

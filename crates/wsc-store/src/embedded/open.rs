@@ -57,7 +57,7 @@ impl Directory {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
                     _ => {}
                 }
-                let disk = Disk::File { path: new.clone(), durability };
+                let disk = Disk::file(new.clone(), durability);
                 let database = open_database(&disk, cache_bytes)?;
                 make(&database).map_err(|failure| failed(&new, &failure))?;
                 drop(database);
@@ -66,7 +66,7 @@ impl Directory {
             }
             Err(source) => return Err(OpenError::Io { path, source }),
         }
-        Ok(Disk::File { path, durability })
+        Ok(Disk::file(path, durability))
     }
 }
 
@@ -117,18 +117,17 @@ pub(super) fn load(disk: &Disk, config: &EmbeddedConfig) -> Result<Loaded, OpenE
     opened.was_closed = closed == 1;
     let checked = Failure::catch(|| Ok(database.check_integrity()?));
     opened.was_repaired = !checked.map_err(|failure| failed(path, &failure))?;
+    Failure::catch(|| compact(&mut database, disk)).map_err(|failure| failed(path, &failure))?;
 
-    let loaded = Failure::catch(|| read(&database, config, opened));
-    let (index, next_position, next_sequence, note_rows, mut opened) =
-        loaded.map_err(|failure| failed(path, &failure))?;
+    let mut loaded = Failure::catch(|| read(database, config, opened)).map_err(|failure| failed(path, &failure))?;
     let unclosed = Failure::catch(|| {
-        let txn = begin_write(&database)?;
+        let txn = begin_write(&loaded.database)?;
         txn.open_table(tables::META)?.insert(meta::CLOSED, 0)?;
         Ok(txn.commit()?)
     });
     unclosed.map_err(|failure| failed(path, &failure))?;
-    opened.took = started.elapsed();
-    Ok(Loaded { database, index, next_position, next_sequence, note_rows, opened })
+    loaded.opened.took = started.elapsed();
+    Ok(loaded)
 }
 
 pub(super) fn open_database(disk: &Disk, cache_bytes: usize) -> Result<Database, OpenError> {
@@ -153,9 +152,23 @@ fn make(database: &Database) -> Result<(), Failure> {
     Ok(txn.commit()?)
 }
 
-type Read_ = (Index, Position, u64, VecDeque<NoteRow>, Opened);
+/// Gives back the space of a large file where most of it is unused: it grew for more than is there now.
+fn compact(database: &mut Database, disk: &Disk) -> Result<(), Failure> {
+    let len = disk.len()?;
+    if len < COMPACT_FROM {
+        return Ok(());
+    }
+    let stats = database.begin_write()?.stats()?;
+    if stats.allocated_pages() * stats.page_size() as u64 > len / 2 {
+        return Ok(());
+    }
+    database.compact()?;
+    tracing::info!(path = %disk.path().display(), before = len, after = disk.len()?, "compacted the inbox file");
+    Ok(())
+}
 
-fn read(database: &Database, config: &EmbeddedConfig, mut opened: Opened) -> Result<Read_, Failure> {
+/// Reads what must be in memory.
+fn read(database: Database, config: &EmbeddedConfig, mut opened: Opened) -> Result<Loaded, Failure> {
     let snapshot = Snapshot::new(database.begin_read()?);
     let rested = Position(snapshot.meta(meta::POSITION)?);
     let mut index = Index::new(config.limits, rested);
@@ -210,7 +223,8 @@ fn read(database: &Database, config: &EmbeddedConfig, mut opened: Opened) -> Res
         index.push_row(row);
     })?;
     (opened.messages, opened.bytes) = (index.total().messages, index.total().bytes);
-    Ok((index, Position(last.0 + 1), last_sequence + 1, note_rows, opened))
+    let (next_position, next_sequence) = (Position(last.0 + 1), last_sequence + 1);
+    Ok(Loaded { database, index, next_position, next_sequence, note_rows, opened })
 }
 
 /// What an operator should know and do about it.
@@ -229,6 +243,9 @@ fn failed(path: &Path, failure: &Failure) -> OpenError {
     }
     OpenError::Damaged { path, what: failure.to_string() }
 }
+
+/// Smaller files are not worth it.
+const COMPACT_FROM: u64 = 64 << 20;
 
 /// How such files begin.
 const REDB: &[u8; 9] = b"redb\x1a\x0a\xa9\x0d\x0a";

@@ -121,6 +121,8 @@ pub(super) struct WriterState {
     in_doubt: Option<Batch>,
     /// The last failure, and when the file is next tried.
     failed: Option<(Failure, Instant)>,
+    /// How long that was put off.
+    patience: Duration,
 }
 
 enum Work {
@@ -138,8 +140,11 @@ impl Writer {
                 Work::Commit(jobs) => self.commit(jobs),
                 Work::Move => self.move_rows(),
                 Work::Reopen => {
-                    self.close_database();
-                    let _ = self.attempt(Self::ensure_open);
+                    if self.state.failed.is_none() {
+                        self.close_database();
+                    }
+                    // Its failure is kept, and the next try has its time.
+                    let _ = self.attempt(|_| Ok(()));
                 }
                 Work::Close(jobs) => {
                     self.commit(jobs);
@@ -149,19 +154,21 @@ impl Writer {
         }
     }
 
-    fn wait(&mut self) -> Work {
+    fn wait(&self) -> Work {
         let Shared { config, queue, wake, .. } = &*self.shared;
         let move_at = self.move_at();
+        let retry_at = self.state.failed.as_ref().map(|(_, retry)| *retry);
         let mut queue = queue.lock();
         loop {
             if queue.is_closing {
                 queue.entries = 0;
                 return Work::Close(queue.jobs.drain(..).collect());
             }
-            if mem::take(&mut queue.is_suspect) {
+            let now = Instant::now();
+            // Readers need it too.
+            if mem::take(&mut queue.is_suspect) || retry_at.is_some_and(|at| at <= now) {
                 return Work::Reopen;
             }
-            let now = Instant::now();
             let next_commit = self.state.last_commit.map_or(now, |last| last + config.commit_interval);
             let commit_at = if queue.entries >= config.commit_batch {
                 Some(now)
@@ -170,7 +177,7 @@ impl Writer {
             } else {
                 // Nobody waits for these, so they wait for others to come along.
                 let due = queue.removals.map(|since| next_commit.max(since + config.commit_interval));
-                due.map(|due| self.state.failed.as_ref().map_or(due, |(_, retry)| due.max(*retry)))
+                due.map(|due| retry_at.map_or(due, |retry| due.max(retry)))
             };
             if commit_at.is_some_and(|at| at <= now) {
                 queue.removals = None;
@@ -179,7 +186,7 @@ impl Writer {
             if mem::take(&mut queue.is_crowded) || move_at.is_some_and(|at| at <= now) {
                 return Work::Move;
             }
-            match commit_at.into_iter().chain(move_at).min() {
+            match commit_at.into_iter().chain(move_at).chain(retry_at).min() {
                 Some(at) => {
                     wake.wait_until(&mut queue, at);
                 }
@@ -203,10 +210,20 @@ impl Writer {
 
     /// Does something with the file, and what a failure demands.
     fn attempt<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
-        let result = Failure::catch(|| act(self));
+        // Whoever comes too early must not put off the next try.
+        if let Some((failure, retry)) = &self.state.failed
+            && Instant::now() < *retry
+        {
+            return Err(failure.clone());
+        }
+        let result = Failure::catch(|| {
+            self.ensure_open()?;
+            act(self)
+        });
         if let Err(failure) = &result {
             if self.state.failed.is_none() {
-                tracing::error!(error = failure as &dyn std::error::Error, "the inbox cannot be written");
+                let path = self.shared.disk.path().display();
+                tracing::error!(%path, error = failure as &dyn std::error::Error, "the inbox cannot be written");
             }
             self.close_database();
             let taken = mem::take(&mut self.state.taken);
@@ -216,12 +233,15 @@ impl Writer {
             drop(state);
             // A call of its own failed to get here, so there is no storm to fear from those who wait.
             self.shared.moved.notify_waiters();
-            self.state.failed = Some((failure.clone(), Instant::now() + RETRY));
+            // Twice as long each time: after a failed sync, a try reads the whole file.
+            self.state.patience = (self.state.patience * 2).clamp(RETRY, RETRY_MOST);
+            self.state.failed = Some((failure.clone(), Instant::now() + self.state.patience));
             self.state.moves_more = false;
             let mut queue = self.shared.queue.lock();
             queue.removals.get_or_insert_with(Instant::now);
         } else if self.state.failed.take().is_some() {
             tracing::info!("the inbox can be written again");
+            self.state.patience = Duration::ZERO;
             self.shared.state.lock().is_failing = false;
         }
         result
@@ -247,7 +267,6 @@ impl Writer {
     }
 
     fn try_commit(&mut self, jobs: Vec<Vec<NewEntry>>) -> Result<Vec<Vec<Admission>>, Failure> {
-        self.ensure_open()?;
         while self.is_full() {
             self.move_batch(true)?;
         }
@@ -316,10 +335,7 @@ impl Writer {
 
     fn move_rows(&mut self) {
         self.state.last_move = Some(Instant::now());
-        let moved = self.attempt(|writer| {
-            writer.ensure_open()?;
-            writer.move_batch(false)
-        });
+        let moved = self.attempt(|writer| writer.move_batch(false));
         self.state.moves_more = moved.unwrap_or(false);
     }
 
@@ -419,11 +435,6 @@ impl Writer {
         if self.shared.state.lock().database.is_some() {
             return Ok(());
         }
-        if let Some((failure, retry)) = &self.state.failed
-            && Instant::now() < *retry
-        {
-            return Err(failure.clone());
-        }
         let Shared { disk, config, .. } = &*self.shared;
         let database = open_database(disk, config.cache_bytes).map_err(|error| Failure::Reopen(Arc::new(error)))?;
         let txn = begin_write(&database)?;
@@ -456,8 +467,11 @@ impl Writer {
     }
 
     fn close(&mut self) -> Result<(), StoreError> {
+        // The last try does not wait.
+        if let Some((_, retry)) = &mut self.state.failed {
+            *retry = Instant::now();
+        }
         let closed = self.attempt(|writer| {
-            writer.ensure_open()?;
             // Removals that came while the last jobs were committed, or that could not be before.
             writer.try_commit(Vec::new())?;
             let txn = writer.begin()?;
@@ -594,8 +608,9 @@ const MOVE_INTERVAL: Duration = Duration::from_millis(500);
 /// About how many entries change the tables in one transaction. Appends wait meanwhile, so not too many.
 const MOVED_AT_ONCE: usize = 1000;
 
-/// How long a failed file is left alone. Appends fail at once meanwhile.
+/// How long a failed file is left alone, at first and at most. Appends fail at once meanwhile.
 const RETRY: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// From so many removed entries on, they leave the tables before they are old.
 pub(super) const REMOVED_SOFT: usize = 16_384;
