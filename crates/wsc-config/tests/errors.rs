@@ -170,17 +170,6 @@ fn listening_beyond_loopback_needs_a_word() {
 
 #[test]
 fn what_is_not_built_is_refused_honestly() {
-    let of_storage = |kind| {
-        format!(
-            "wsc.storage.kind: \"{kind}\" cannot be used: the inbox is not built yet in this version, write \"none\""
-        )
-    };
-    refused("storage: {kind: embedded}", &[&of_storage("embedded")]);
-    refused("storage: {kind: memory}", &[&of_storage("memory")]);
-    refused(
-        "queue: {policy: spill}",
-        &["wsc.queue.policy: \"spill\" cannot be used: it needs the inbox, which is not built yet in this version"],
-    );
     refused(
         "cluster: {enabled: true, bus_type: redis}",
         &["wsc.cluster.enabled: cannot be switched on: clustering is not built yet in this version"],
@@ -203,6 +192,14 @@ fn what_is_not_built_is_refused_honestly() {
             "wsc.auth.enabled: cannot be switched on: authentication is not built yet in this version",
             "wsc.auth.secret_key: has 9 bytes, at least 32 are needed",
         ],
+    );
+}
+
+#[test]
+fn spilling_needs_an_inbox() {
+    refused(
+        "queue: {policy: spill}\nstorage: {kind: none}",
+        &["wsc.queue.policy: \"spill\" needs the inbox: storage.kind is \"none\""],
     );
 }
 

@@ -134,7 +134,7 @@ fn defaults_are_those_of_the_contract() {
         ("inbox.window_messages", "128"),
         ("inbox.window_bytes", "256KiB"),
         ("inbox.retry_interval", "60s"),
-        ("storage.kind", "none"),
+        ("storage.kind", "embedded"),
         ("storage.path", "./data"),
         ("storage.durability", "fsync"),
         ("storage.commit_interval", "2ms"),

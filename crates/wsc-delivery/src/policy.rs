@@ -73,6 +73,13 @@ impl RetryPolicy {
         Delays::new(self, seed)
     }
 
+    /// As [`delays`](Self::delays), for a message that has a number of retries of its own.
+    pub fn delays_of(&self, seed: u64, max_retries: Option<u32>) -> Delays {
+        let mut config = self.0.clone();
+        config.max_retries = max_retries.unwrap_or(config.max_retries);
+        Delays::new(&Self(config), seed)
+    }
+
     /// Whether a send that failed like this may be tried again, see [`RetryRules::classify`].
     pub fn classify(&self, reason: FailureReason, error_text: &str) -> Retry {
         self.0.rules.classify(reason, error_text)

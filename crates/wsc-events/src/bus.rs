@@ -172,7 +172,7 @@ impl EventBus {
         if !self.wants(event_type) {
             return;
         }
-        let published = Arc::new(Published { timestamp: unix_ms(), event });
+        let published = Arc::new(Published::new(unix_ms(), event));
         let list = self.shared.list.read();
         for subscriber in list.subscribers.iter().filter(|s| s.filter.matches(event_type)) {
             if !subscriber.offer(&published) {

@@ -20,6 +20,13 @@ pub struct Published {
     pub event: Event,
 }
 
+impl Published {
+    /// An event that was published at this time, in Unix milliseconds.
+    pub fn new(timestamp: u64, event: Event) -> Self {
+        Self { timestamp, event }
+    }
+}
+
 /// Watches events. It runs on a task of its own, one event after the other, never on the publisher's.
 #[async_trait]
 pub trait EventObserver: Send + Sync + 'static {

@@ -384,13 +384,14 @@ mod tests {
         let ring = ring(16 * 4, 2, 6);
         // All in one shard: the first session and one that makes much noise.
         let (quiet, noisy) = (session(0), session(16));
-        ring.append(1, quiet, ConnectionEvent::Connected);
+        ring.append(0, quiet, ConnectionEvent::Connected);
+        ring.append(1, quiet, JOINED);
         ring.trace(quiet, 2, 1000).unwrap();
         for at in 3..100 {
             ring.append(at, noisy, JOINED);
         }
         ring.append(100, quiet, JOINED);
-        assert_eq!(times(&ring.for_session(quiet, 10)), [100, 1]);
+        assert_eq!(times(&ring.for_session(quiet, 10)), [100, 1, 0]);
         assert_eq!(times(&ring.for_session(noisy, 10)), [99, 98, 97]);
         // Bounded, too: the oldest goes.
         for at in 101..=106 {

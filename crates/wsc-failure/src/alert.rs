@@ -2,12 +2,11 @@
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use wsc_protocol::{FailureKind, FailureReason};
+use wsc_protocol::{FailureKind, FailureReason, UserType};
 
-use crate::{AnyFailureHandler, FailureEvent};
+use crate::FailureWatcher;
 
 /// When an [`AlertHandler`] raises an alert.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +44,8 @@ pub struct FailureAlert {
 
 /// Who is alerted. Functions are sinks too.
 pub trait AlertSink: Send + Sync + 'static {
-    /// Passes the alert on. It must not block: what takes time belongs behind a channel. A panic is caught.
+    /// Passes the alert on. It is called where the failure happened, so it must not block: what takes time belongs
+    /// behind a channel. A panic is caught.
     fn alert(&self, alert: &FailureAlert);
 }
 
@@ -59,7 +59,8 @@ impl<F: Fn(&FailureAlert) + Send + Sync + 'static> AlertSink for F {
 /// [`window`](AlertConfig::window): one line in the log at level `error`, and a call of the sink. Then it is quiet
 /// about that kind for a window; when things are as bad after it, the next failure raises the next alert.
 ///
-/// Clones share one state, whose size does not depend on how much fails. Time is kept in sixtieths of the window, so a
+/// It is a [watcher](FailureWatcher), so that it hears of all failures just when there are too many for the pool. Clones
+/// share one state, whose size does not depend on how much fails. Time is kept in sixtieths of the window, so a
 /// failure is forgotten up to a sixtieth too early, and never too late.
 #[derive(Clone)]
 pub struct AlertHandler {
@@ -99,9 +100,7 @@ impl AlertHandler {
         state.config = config;
     }
 
-    /// Counts `times` failures that no handler is called for, such as those of one room message that the node only
-    /// counts. Never blocks.
-    pub fn count(&self, reason: FailureReason, times: u64) {
+    fn count(&self, reason: FailureReason, times: u64) {
         let alert = self.shared.state.lock().count(reason, times, Instant::now());
         // The lock is gone: a sink may come back and fail something itself.
         if let Some(alert) = alert {
@@ -127,10 +126,9 @@ impl AlertHandler {
     }
 }
 
-#[async_trait]
-impl AnyFailureHandler for AlertHandler {
-    async fn handle_failure(&self, failure: &FailureEvent) {
-        self.count(failure.reason, 1);
+impl FailureWatcher for AlertHandler {
+    fn on_failures(&self, reason: FailureReason, _: Option<UserType>, times: u64) {
+        self.count(reason, times);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use uuid::Uuid;
-use wsc_protocol::{ClientId, FailureReason, HubMessage, Id, UserType};
+use wsc_protocol::{ClientId, FailureInfo, FailureReason, HubMessage, Id, UserType};
 
 /// One message that did not reach one recipient, for good.
 #[derive(Clone, Debug)]
@@ -73,6 +73,25 @@ impl FailureEvent {
     pub fn with_timestamp(mut self, unix_ms: u64) -> Self {
         self.timestamp = unix_ms;
         self
+    }
+}
+
+/// What observers are told of a failure: everything but the payload.
+impl From<&FailureEvent> for FailureInfo {
+    fn from(event: &FailureEvent) -> Self {
+        Self {
+            message_id: event.message.id,
+            message_type: event.message.message_type.clone(),
+            sender_id: event.message.sender_id.clone(),
+            room_id: event.message.room_id.clone(),
+            user_id: event.recipient.clone(),
+            client_id: event.client_id.clone(),
+            user_type: event.user_type,
+            reason: event.reason,
+            error: event.error.clone(),
+            retries: event.retries,
+            duration_ms: u64::try_from(event.duration.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! The handlers: five, one for each kind of failure, and one that sees all of them.
 //!
-//! All are called by the router's workers, several at a time, in no promised order. A call that outlasts
+//! They are called by the router's workers, several at a time, in no promised order. A call that outlasts
 //! [`timeout`](crate::FailureRouterConfig::timeout) is dropped at its next await point, a panic is caught; both are
 //! counted. A handler must not block its thread.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use wsc_protocol::{ClientId, FailureReason, HubMessage, Id};
+use wsc_protocol::{ClientId, FailureReason, HubMessage, Id, UserType};
 
 use crate::{FailureEvent, QueueType, TimeoutType};
 
@@ -91,6 +91,21 @@ pub trait AnyFailureHandler: Send + Sync + 'static {
     ///
     /// Dropped when the time limit is over.
     async fn handle_failure(&self, failure: &FailureEvent);
+}
+
+/// Takes note of failures where they happen: at once and of all, also of those that the pool has no room for and of
+/// those that are only [counted](crate::FailureRouter::count).
+///
+/// It runs on the path that messages take, so it must do no more than count. Work is for handlers.
+pub trait FailureWatcher: Send + Sync + 'static {
+    /// `times` messages failed for this reason, to recipients of this type, where it is known. A panic is caught.
+    fn on_failures(&self, reason: FailureReason, user_type: Option<UserType>, times: u64);
+}
+
+impl<T: FailureWatcher + ?Sized> FailureWatcher for Arc<T> {
+    fn on_failures(&self, reason: FailureReason, user_type: Option<UserType>, times: u64) {
+        (**self).on_failures(reason, user_type, times);
+    }
 }
 
 /// One handler may be added for several kinds, shared.

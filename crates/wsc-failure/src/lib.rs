@@ -5,14 +5,14 @@
 //! record of it and has the handlers called by a bounded pool of workers: with a time limit, a panic in one hurting
 //! nobody, and never on the path that messages take. [`SendFailureHandler`]s are the general ones: they are also
 //! called for a failure that no handler of its own kind is there for. An [`AnyFailureHandler`] sees every failure and
-//! takes nobody's place.
+//! takes nobody's place; a [`FailureWatcher`] only counts, but misses nothing.
 //!
-//! Built in, each an [`AnyFailureHandler`]:
+//! Built in, none of them taking anybody's place:
 //!
 //! | handler | what it does |
 //! |---|---|
 //! | [`LoggingHandler`] | one log line for each failure |
-//! | [`AlertHandler`] | one alert when too many failures of a kind fall within a time |
+//! | [`AlertHandler`] (a watcher) | one alert when too many failures of a kind fall within a time |
 //! | [`StoreHandler`] | gives the message to a [`FailureSink`], such as an inbox, behind a [`Breaker`] |
 //! | [`BatchingHandler`] | hands failures on in batches, behind a [`Breaker`] |
 //! | [`ReconnectTracker`] | remembers whose connections fail, and how fast they come back |
@@ -75,7 +75,8 @@ pub use batching::{BatchConfig, BatchStats, BatchingHandler};
 pub use breaker::{Breaker, BreakerConfig, BreakerError, BreakerState, Permit};
 pub use event::{FailureEvent, FailureRecord, QueueType, TimeoutType};
 pub use handler::{
-    AnyFailureHandler, ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler,
+    AnyFailureHandler, ConnectionErrorHandler, FailureWatcher, QueueFullHandler, SendFailureHandler, TimeoutHandler,
+    UserOfflineHandler,
 };
 pub use logging::LoggingHandler;
 pub use reconnect::{ReconnectStats, ReconnectTracker};

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,13 +10,14 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use wsc_protocol::FailureKind;
+use wsc_protocol::{FailureKind, FailureReason, UserType};
 
 use crate::{
-    AnyFailureHandler, ConnectionErrorHandler, QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler,
+    AnyFailureHandler, ConnectionErrorHandler, FailureWatcher, QueueFullHandler, SendFailureHandler, TimeoutHandler,
+    UserOfflineHandler,
 };
 
-/// Names one added handler; ids are not reused.
+/// Names one added handler or watcher; ids are not reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandlerId(u64);
 
@@ -40,6 +42,7 @@ pub(crate) struct Handlers {
     pub(crate) connection_error: List<dyn ConnectionErrorHandler>,
     pub(crate) timeout: List<dyn TimeoutHandler>,
     pub(crate) any: List<dyn AnyFailureHandler>,
+    pub(crate) watchers: List<dyn FailureWatcher>,
 }
 
 impl FailureHandlerRegistry {
@@ -78,7 +81,12 @@ impl FailureHandlerRegistry {
         self.change(|handlers, id| handlers.any.add(id, Arc::new(handler)))
     }
 
-    /// Removes a handler of whatever kind. False where it was not, or no longer, there.
+    /// Adds a watcher, which is told of every failure where it happens.
+    pub fn add_failure_watcher(&self, watcher: impl FailureWatcher) -> HandlerId {
+        self.change(|handlers, id| handlers.watchers.add(id, Arc::new(watcher)))
+    }
+
+    /// Removes a handler of whatever kind, or a watcher. False where it was not, or no longer, there.
     ///
     /// Failures that a worker takes up after this has returned do not reach it; one that was taken up before may.
     pub fn remove(&self, id: HandlerId) -> bool {
@@ -89,6 +97,7 @@ impl FailureHandlerRegistry {
                 || handlers.connection_error.remove(id)
                 || handlers.timeout.remove(id)
                 || handlers.any.remove(id)
+                || handlers.watchers.remove(id)
         })
     }
 
@@ -126,6 +135,11 @@ impl FailureHandlerRegistry {
     /// as [`remove`](Self::remove).
     pub fn remove_any_failure_handler(&self, id: HandlerId) -> bool {
         self.take(|handlers| handlers.any.remove(id))
+    }
+
+    /// Removes a watcher. False where it was not there, also for the id of a handler. A call that has begun may go on.
+    pub fn remove_failure_watcher(&self, id: HandlerId) -> bool {
+        self.take(|handlers| handlers.watchers.remove(id))
     }
 
     /// How many handlers a type has. A [`FailureKind`] names the type that is there for it;
@@ -221,6 +235,16 @@ impl Handlers {
     /// Which of the five types is called for a failure of this kind: its own, else the general one, else none.
     pub(crate) fn responsible(&self, kind: FailureKind) -> Option<HandlerType> {
         [kind.into(), HandlerType::SendFailure].into_iter().find(|&t| self.count(t) > 0)
+    }
+
+    /// Tells the watchers.
+    pub(crate) fn watch(&self, reason: FailureReason, user_type: Option<UserType>, times: u64) {
+        for watcher in self.watchers.iter() {
+            let told = AssertUnwindSafe(|| watcher.on_failures(reason, user_type, times));
+            if std::panic::catch_unwind(told).is_err() {
+                tracing::error!("a watcher of failures panicked");
+            }
+        }
     }
 
     /// Whether anybody is called for a failure of this kind.

@@ -172,7 +172,9 @@ impl FailureRouter {
             (config.queue.max(1), config.recent)
         };
         shared.remember(&event, recent_limit);
-        if !pool.registry.current().is_handled(event.reason.kind()) {
+        let handlers = pool.registry.current();
+        handlers.watch(event.reason, event.user_type, 1);
+        if !handlers.is_handled(event.reason.kind()) {
             return Routed::NoHandler;
         }
         let queue = shared.queue.read();
@@ -184,9 +186,12 @@ impl FailureRouter {
         }
     }
 
-    /// Counts `times` failures that are not worth a call each, such as those of one plain room message.
+    /// Counts `times` failures that are not worth a call each, such as those of one plain room message. Watchers are told
+    /// once.
     pub fn count(&self, reason: FailureReason, user_type: Option<UserType>, times: u64) {
-        self.shared.pool.counters.failed(reason, user_type, times);
+        let pool = &self.shared.pool;
+        pool.counters.failed(reason, user_type, times);
+        pool.registry.current().watch(reason, user_type, times);
     }
 
     /// Lets other limits apply from now on.

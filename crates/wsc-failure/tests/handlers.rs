@@ -117,19 +117,23 @@ async fn too_many_failures_of_a_kind_raise_one_alert_through_the_router() {
     let (sender, mut alerts) = mpsc::unbounded_channel();
     let alert =
         AlertHandler::new(AlertConfig::default(), move |alert: &FailureAlert| sender.send(alert.clone()).unwrap());
-    registry.add_any_failure_handler(alert);
+    let id = registry.add_failure_watcher(alert);
     let router = router(&registry);
     for n in 0..500 {
+        // Nobody handles them, and still they are heard of.
         router.route(failure(n, if n % 2 == 0 { FailureReason::QueueFull } else { FailureReason::UserOffline }));
     }
-    router.shutdown().await;
+    router.count(FailureReason::ConnClosed, None, 99);
+    router.count(FailureReason::ConnError, None, 1);
+    assert!(!registry.remove_any_failure_handler(id) && registry.remove_failure_watcher(id));
+    router.count(FailureReason::Timeout, None, 1000);
     let mut raised = Vec::new();
     while let Ok(alert) = alerts.try_recv() {
         assert_eq!(alert.count, 100);
         raised.push(alert.kind.as_str());
     }
     raised.sort_unstable();
-    assert_eq!(raised, ["queue_full", "user_offline"]);
+    assert_eq!(raised, ["connection_error", "queue_full", "user_offline"]);
 }
 
 /// Says which failures came together; takes a batch only when it is given a permit.

@@ -16,10 +16,10 @@ use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 use wsc_failure::{
     AnyFailureHandler, CallEnd, ConnectionErrorHandler, FailureEvent, FailureHandlerRegistry, FailureRouter,
-    FailureRouterConfig, HandlerType, LoggingHandler, QueueFullHandler, QueueType, Routed, SendFailureHandler,
-    Shutdown, TimeoutHandler, TimeoutType, UserOfflineHandler,
+    FailureRouterConfig, FailureWatcher, HandlerType, LoggingHandler, QueueFullHandler, QueueType, Routed,
+    SendFailureHandler, Shutdown, TimeoutHandler, TimeoutType, UserOfflineHandler,
 };
-use wsc_protocol::{ClientId, FailureKind, FailureReason, HubMessage, Id, UserType};
+use wsc_protocol::{ClientId, FailureInfo, FailureKind, FailureReason, HubMessage, Id, UserType};
 
 fn message(n: u128) -> Arc<HubMessage> {
     Arc::new(HubMessage::new(Uuid::from_u128(n), "direct_message", "alice", RawValue::NULL, 5))
@@ -431,6 +431,38 @@ async fn an_observer_hears_of_every_call() {
     assert_eq!(router.stats().handler(HandlerType::AnyFailure).timeouts, 21);
 }
 
+#[tokio::test]
+async fn a_watcher_that_panics_hurts_nobody() {
+    struct Broken;
+    impl FailureWatcher for Broken {
+        fn on_failures(&self, _: FailureReason, _: Option<UserType>, _: u64) {
+            panic!("as it always does");
+        }
+    }
+    let registry = FailureHandlerRegistry::new();
+    let (notes, calls) = Notes::new();
+    registry.add_failure_watcher(Broken);
+    registry.add_send_failure_handler(notes);
+    let router = router(&registry, |_| {});
+    assert_eq!(router.route(failure(1, FailureReason::Unknown)), Routed::Queued);
+    router.count(FailureReason::Unknown, None, 3);
+    router.shutdown().await;
+    assert_eq!(router.stats().total(), 4);
+    assert_eq!(all(calls).await.len(), 1);
+}
+
+#[test]
+fn an_event_says_all_of_a_failure_but_its_payload() {
+    let client = ClientId::given("tab-1").unwrap();
+    let event = failure(7, FailureReason::ConnClosed)
+        .with_client(client.clone(), UserType::Vip)
+        .after(2, Duration::from_millis(1500));
+    let info = FailureInfo::from(&event);
+    assert_eq!((info.message_id, info.user_id.as_str()), (Uuid::from_u128(7), "bob"));
+    assert_eq!((info.client_id, info.user_type), (Some(client), Some(UserType::Vip)));
+    assert_eq!((info.reason, &*info.error, info.retries, info.duration_ms), (event.reason, "it broke", 2, 1500));
+}
+
 /// Never comes back.
 struct Idle;
 
@@ -484,6 +516,7 @@ async fn workers_come_and_go_with_the_settings() {
     held.permits.add_permits(1000);
     settle().await;
     resize(3);
+    settle().await;
     resize(0);
     settle().await;
     held.permits.forget_permits(usize::MAX);

@@ -180,7 +180,7 @@ impl Connected {
         let room_id = request.room_id()?;
         self.permit_room(Permission::SendMessage, room_id, "you may not send to this room")?;
         let wish = self.wish(envelope)?;
-        let seat = self.session.joined.lock().find(room_id).cloned();
+        let seat = self.session.joined.lock().find_any(room_id).cloned();
         let Some(seat) = seat else {
             let exists = self.core.rooms.get(room_id).is_some();
             return Err(if exists { ErrorCode::NotInRoom.into() } else { ErrorCode::RoomNotFound.into() });
@@ -238,6 +238,7 @@ impl Connected {
             require_ack: envelope.require_ack,
             receipt: envelope.receipt,
             ttl: None,
+            max_retries: None,
             idempotency_key: envelope.idempotency_key.as_deref(),
         })
     }

@@ -66,13 +66,20 @@ impl Core {
     }
 
     /// Offers a frame again to the connections that had no room for it. `transit` waits on this, too.
-    pub(crate) fn retry(self: &Arc<Self>, transit: Arc<Transit>, frame: Vec<u8>, mut full: Vec<Arc<Session>>) {
+    /// `max_retries` may say how often, instead of the settings.
+    pub(crate) fn retry(
+        self: &Arc<Self>,
+        transit: Arc<Transit>,
+        frame: Vec<u8>,
+        mut full: Vec<Arc<Session>>,
+        max_retries: Option<u32>,
+    ) {
         let core = Arc::clone(self);
         let seed = full.first().map_or(0, |session| session.id.as_u128() as u64) ^ frame.len() as u64;
         self.tasks.spawn(async move {
             let encoded = Encoded::new(&frame);
             let reason = FailureReason::QueueFull;
-            for (attempt, delay) in (2..).zip(core.retries.policy.delays(seed)) {
+            for (attempt, delay) in (2..).zip(core.retries.policy.delays_of(seed, max_retries)) {
                 if let Some(watch) = transit.watch() {
                     watch.attempt_failed(reason);
                 }

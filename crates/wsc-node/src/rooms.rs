@@ -153,9 +153,9 @@ impl Core {
             json.raw("{\"room_id\":").string(room_id).raw("}");
         });
         let own_slot = asked_by.and_then(|session| session.joined.lock().find(room_id).map(|seat| seat.slot));
-        for SessionRef(member) in room.fanout.close(&notice, own_slot).unwrap_or_default() {
-            member.joined.lock().remove(&room);
-        }
+        // Members keep their seats until they have the notice: one that joins a new room of this id before that has to
+        // leave this one first.
+        room.fanout.close(&notice, own_slot);
         self.events.publish_with(EventType::RoomDeleted, || Event::RoomDeleted { room_id: room.id.clone() });
         Ok(())
     }
@@ -177,6 +177,11 @@ impl Core {
             let max_rooms = self.settings().limits.rooms_per_connection;
             let mut result = Ok(());
             let mut is_stale = false;
+            let deleted = || {
+                reply_frame("room_deleted", None, now_ms(), |json| {
+                    json.raw("{\"room_id\":").string(room_id).raw("}");
+                })
+            };
             session.outbound.send_with(|| {
                 let mut joined = session.joined.lock();
                 if joined.is_gone() {
@@ -192,22 +197,30 @@ impl Core {
                     result = Err(ErrorReply::from(ErrorCode::TooManyRooms).with_details(details));
                     return None;
                 }
+                joined.tidy();
+                // What the old room of this name still has for the connection must not come after the answer.
+                let mut frames = match joined.take_deleted(room_id) {
+                    Some(old) if old.room.fanout.leave(old.slot) => deleted(),
+                    _ => Vec::new(),
+                };
+                let unsent = |frames: Vec<u8>| Some(frames).filter(|frames| !frames.is_empty());
                 let max = (room.max_clients > 0).then_some(room.max_clients as usize);
                 match room.fanout.join(SessionRef(Arc::clone(session)), max) {
                     Ok(slot) => joined.add(Seat { room: Arc::clone(&room), slot }),
                     Err(JoinError::Full) => {
                         result = Err(ErrorCode::RoomFull.into());
-                        return None;
+                        return unsent(frames);
                     }
                     Err(JoinError::Closed) => {
                         is_stale = true;
-                        return None;
+                        return unsent(frames);
                     }
                 }
                 let status = if by_request { "joined" } else { "added" };
-                Some(reply_frame("room_joined", request_id, now_ms(), |json| {
+                frames.extend(reply_frame("room_joined", request_id, now_ms(), |json| {
                     json.raw("{\"room_id\":").string(room_id).raw(",\"status\":").string(status).raw("}");
-                }))
+                }));
+                Some(frames)
             });
             if is_stale {
                 // It was closed between the look-up and the join; whoever closes it removes it, and so may we.
@@ -248,6 +261,7 @@ impl Core {
         let mut left = None;
         session.outbound.send_with(|| {
             let mut joined = session.joined.lock();
+            joined.tidy();
             let room = Arc::clone(&joined.find(room_id)?.room);
             let seat = joined.remove(&room)?;
             drop(joined);
@@ -275,8 +289,11 @@ impl Core {
     pub(crate) fn leave_all(&self, session: &Arc<Session>) {
         let seats = session.joined.lock().take_all();
         for seat in seats {
+            let is_deleted = seat.room.fanout.is_closed();
             seat.room.fanout.leave(seat.slot);
-            self.left(&seat.room, session);
+            if !is_deleted {
+                self.left(&seat.room, session);
+            }
         }
     }
 

@@ -39,6 +39,9 @@ pub struct SendOptions {
     pub require_ack: bool,
     /// How long it may wait for its receiver; default `storage.message_ttl`, which it cannot exceed.
     pub ttl: Option<Duration>,
+    /// How often a plain message is tried again where a queue is full; default `max_retries`. What must be
+    /// acknowledged is governed by the `ack_*` settings alone.
+    pub max_retries: Option<u32>,
     /// Makes a repeated send harmless: within `idempotency.window` the same key gets the first answer again.
     pub idempotency_key: Option<String>,
 }
@@ -79,6 +82,13 @@ impl SendOptions {
         self
     }
 
+    /// Sets how often a plain message is tried again.
+    #[must_use]
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.max_retries = Some(retries);
+        self
+    }
+
     /// Names the send, so that it can be repeated without harm.
     #[must_use]
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
@@ -91,6 +101,7 @@ impl SendOptions {
             require_ack: self.require_ack,
             receipt: false,
             ttl: self.ttl,
+            max_retries: self.max_retries,
             idempotency_key: self.idempotency_key.as_deref(),
         }
     }
@@ -127,6 +138,7 @@ impl SendReceipt {
 struct PlainSend<'m> {
     id: Uuid,
     direct: &'m Direct<'m>,
+    max_retries: Option<u32>,
     record: Record<'m>,
 }
 
@@ -189,6 +201,7 @@ impl Core {
         let plain = PlainSend {
             id,
             direct,
+            max_retries: wish.max_retries,
             record: Record {
                 kind: Kind::Plain,
                 wants_receipt: wish.receipt,
@@ -282,10 +295,14 @@ impl Core {
             // Nobody has it in a queue: it is stored as if its receiver were away.
             return Err(watch.take());
         }
-        if written == 0 && !dropped.is_empty() && self.may_retry(FailureReason::QueueFull) {
+        if written == 0
+            && !dropped.is_empty()
+            && plain.max_retries != Some(0)
+            && self.may_retry(FailureReason::QueueFull)
+        {
             let transit = transit.get_or_insert_with(|| begin(&dropped[0].user.id));
             transit.hold();
-            self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped));
+            self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped), plain.max_retries);
         }
         for session in dropped {
             session.outbound.tell_gap(frame.plain().len());
@@ -324,7 +341,7 @@ impl Core {
     ) {
         if self.may_retry(FailureReason::QueueFull) {
             transit.hold();
-            self.retry(Arc::clone(transit), frame.plain().to_vec(), full);
+            self.retry(Arc::clone(transit), frame.plain().to_vec(), full, None);
             return;
         }
         for session in full {
@@ -503,6 +520,8 @@ impl Core {
                 });
                 Ok((id, recipients))
             }
+            // It was deleted, and the sender is not in a new one of this id.
+            Err(PublishError::Closed) if self.rooms.get(room.id.as_str()).is_some() => Err(ErrorCode::NotInRoom.into()),
             Err(PublishError::Closed) => Err(ErrorCode::RoomNotFound.into()),
             Err(PublishError::Full) => {
                 self.failures.count(FailureReason::BroadcastFull, None, 1);

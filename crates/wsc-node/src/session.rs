@@ -64,12 +64,34 @@ impl Joined {
         }
     }
 
+    /// How many rooms the connection is in. A seat in a deleted room stays until the last of its members was told.
     pub(crate) fn len(&self) -> usize {
-        self.seats().len()
+        self.seats().iter().filter(|seat| !seat.room.fanout.is_closed()).count()
     }
 
+    /// The seat in the room of this id.
     pub(crate) fn find(&self, room_id: &str) -> Option<&Seat> {
-        self.seats().iter().find(|s| s.room.id.as_str() == room_id)
+        self.seats().iter().find(|seat| seat.room.id.as_str() == room_id && !seat.room.fanout.is_closed())
+    }
+
+    /// As [`find`](Self::find), or the seat in a room of this id that was deleted.
+    pub(crate) fn find_any(&self, room_id: &str) -> Option<&Seat> {
+        self.seats().iter().find(|seat| seat.room.id.as_str() == room_id)
+    }
+
+    /// Takes the seat in a deleted room of this id, where there is one.
+    pub(crate) fn take_deleted(&mut self, room_id: &str) -> Option<Seat> {
+        let is_deleted = |seat: &&Seat| seat.room.id.as_str() == room_id && seat.room.fanout.is_closed();
+        let room = Arc::clone(&self.seats().iter().find(is_deleted)?.room);
+        self.remove(&room)
+    }
+
+    /// Forgets seats in rooms that are over.
+    pub(crate) fn tidy(&mut self) {
+        let is_over = |seat: &&Seat| seat.room.fanout.is_closed() && seat.room.fanout.len() == 0;
+        while let Some(room) = self.seats().iter().find(is_over).map(|seat| Arc::clone(&seat.room)) {
+            self.remove(&room);
+        }
     }
 
     /// Adds a seat, unless the connection is gone.
@@ -112,7 +134,8 @@ impl Joined {
     }
 
     pub(crate) fn room_ids(&self) -> Vec<String> {
-        self.seats().iter().map(|s| s.room.id.to_string()).collect()
+        let open = self.seats().iter().filter(|seat| !seat.room.fanout.is_closed());
+        open.map(|seat| seat.room.id.to_string()).collect()
     }
 }
 

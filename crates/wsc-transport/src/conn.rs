@@ -105,14 +105,16 @@ impl Conn {
     ) -> Arc<Self> {
         let now = shared.now();
         let mut settled = Settled::default();
-        let queue = if first.is_empty() {
-            Box::default()
-        } else {
-            // No pong may pass the answer to the handshake, and no overflow take it away.
-            Box::new(Queue::starting_with(Entry::new(first.into(), Kind::MUST, now), &mut settled))
+        let queue =
+            if first.is_empty() { Queue::default() } else { Queue::opening_with(first.into(), now, &mut settled) };
+        let state = State {
+            queue: Some(Box::new(queue)),
+            waker: None,
+            since: now,
+            writing: true,
+            phase: Phase::Open,
+            cause: None,
         };
-        let state =
-            State { queue: Some(queue), waker: None, since: now, writing: true, phase: Phase::Open, cause: None };
         shared.settle(settled);
         Arc::new(Self {
             shared,

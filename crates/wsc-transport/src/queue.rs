@@ -20,6 +20,8 @@ pub(crate) use self::gap::gap_frame;
 /// What an entry is, which decides what a full queue may do to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
+    /// The answer to the handshake: goes before everything.
+    Opening,
     /// A ping or pong: goes before what waits as soon as it may.
     Control,
     /// The close frame: goes behind everything.
@@ -52,6 +54,7 @@ pub(crate) struct Kind {
 }
 
 impl Kind {
+    const OPENING: Self = Self::of(Class::Opening);
     pub(crate) const CONTROL: Self = Self::of(Class::Control);
     pub(crate) const CLOSE: Self = Self::of(Class::Close);
     pub(crate) const MUST: Self = Self::of(Class::Must);
@@ -75,7 +78,7 @@ impl Kind {
         match self.class {
             Class::Shared => self.deliveries.into(),
             Class::Direct | Class::Reliable => 1,
-            Class::Control | Class::Close | Class::Gap | Class::Must => 0,
+            Class::Opening | Class::Control | Class::Close | Class::Gap | Class::Must => 0,
         }
     }
 }
@@ -176,12 +179,13 @@ pub(crate) struct Census {
 }
 
 impl Queue {
-    /// A queue whose first bytes stay first, as if they were being written, until something is.
-    pub(crate) fn starting_with(first: Entry, settled: &mut Settled) -> Self {
+    /// A queue whose first bytes stay first: no pong may pass the answer to the handshake, and no overflow take it
+    /// away.
+    pub(crate) fn opening_with(bytes: Bytes, now: u32, settled: &mut Settled) -> Self {
         let mut queue = Self::default();
-        queue.grow(first.len(), settled);
-        queue.front.push_back(first);
-        queue.in_flight = 1;
+        let entry = Entry::new(bytes, Kind::OPENING, now);
+        queue.grow(entry.len(), settled);
+        queue.front.push_back(entry);
         queue
     }
 
@@ -280,6 +284,10 @@ impl Queue {
 
     /// Takes note of a message that is not taken.
     pub(crate) fn refuse(&mut self, len: usize, deliveries: u32) {
+        if self.cut.is_some() {
+            // The farewell says it.
+            return;
+        }
         Gap::widen(&mut self.back_gap, len, deliveries);
         self.note_lost(len, deliveries);
     }
@@ -425,10 +433,10 @@ impl Queue {
         }
     }
 
-    /// How many entries at the front must stay: being written, or begun.
+    /// How many entries at the front must stay: being written, begun, or always the first.
     fn fixed_front(&self) -> usize {
-        let begun = self.front.front().is_some_and(|e| e.written > 0);
-        self.in_flight.max(usize::from(begun))
+        let stays = self.front.front().is_some_and(|e| e.written > 0 || e.kind.class == Class::Opening);
+        self.in_flight.max(usize::from(stays))
     }
 
     /// Ends an entry that was taken out.

@@ -124,6 +124,8 @@ pub enum Input {
         /// The letter as the store has it.
         letter: Letter,
     },
+    /// What rests is to be tried now, as if [`retry_interval`](super::MailboxConfig::retry_interval) had passed.
+    Retry,
     /// The time that [`next_wake`](super::Mailbox::next_wake) named has come.
     Wake,
 }

@@ -161,7 +161,6 @@ impl Mailbox {
                 }
             }
             self.retry_at = None;
-            self.read_again_at = None;
             self.readers.clear();
             return;
         }

@@ -11,6 +11,7 @@ mod effect;
 mod entering;
 mod flights;
 mod input;
+mod inspect;
 mod leaving;
 mod line;
 mod replay;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub use config::MailboxConfig;
 pub use effect::{Copy, Effect, Sort, Whereabouts};
 pub use input::{Input, Kind, Letter, Refusal, Transmission, Verdict};
+pub use inspect::{InFlight, WaitsFor};
 use uuid::Uuid;
 
 use connections::{Connections, Slot};
@@ -128,6 +130,7 @@ impl Mailbox {
             Input::ReadFailed { after } => self.read_failed(after, turn),
             Input::Taken { id, verdict, letter } => self.taken(id, verdict, letter, turn),
             Input::Expired { letter } => self.expired(letter.id, turn),
+            Input::Retry => self.retry_what_rests(),
             Input::Wake => self.wake(turn),
         }
         while let Some(slot) = self.agenda.pop_front() {

@@ -200,6 +200,10 @@ impl Mailbox {
 
     /// Asks the store for the next page, if somebody wants one and none is open.
     pub(super) fn ask_for_page(&mut self, turn: &mut Turn<'_>) {
+        if self.connections.replaying() == 0 {
+            self.read_again_at = None;
+            return;
+        }
         if self.read.is_some() || self.read_again_at.is_some() {
             return;
         }

@@ -188,7 +188,7 @@ impl Core {
         entry.expires_at = letter.expires_at;
         entry.note = desk.notes.remove(&id);
         let result = match self.mail.keeper() {
-            Some(keeper) => keeper.append(slot, entry, self.mail.now()),
+            Some(keeper) => keeper.append(slot, entry),
             None => Err(Refusal::Failed),
         };
         if let Err(refusal) = result {

@@ -1,13 +1,6 @@
 //! The way into the store: what is accepted goes there in groups, and what is settled leaves it.
 
-use std::{
-    fmt, mem,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, mem, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
@@ -18,6 +11,7 @@ use wsc_delivery::{
     RetryPolicy,
     mailbox::{Input, Kind, Letter, Millis, Place, Refusal, Verdict},
 };
+use wsc_failure::{Breaker, BreakerError, BreakerState};
 use wsc_protocol::{Fate, Id};
 use wsc_store::{Admission, Entry, EntryKey, InboxStore, NewEntry, Position, ReadLimit, StoreError};
 
@@ -32,6 +26,7 @@ pub(crate) struct Keeper {
     waiting: Mutex<Option<mpsc::Receiver<Append>>>,
     removals: Mutex<Removals>,
     removed: Notify,
+    /// Keeps senders from waiting for a store that does not work.
     breaker: Breaker,
 }
 
@@ -66,9 +61,9 @@ impl Keeper {
         &self.store
     }
 
-    /// Whether the store worked the last time.
+    /// Whether the store takes letters, as far as is known.
     pub(crate) fn is_healthy(&self) -> bool {
-        !self.breaker.is_failing.load(Relaxed)
+        self.breaker.state() == BreakerState::Closed
     }
 
     /// Hands a letter to the store.
@@ -76,8 +71,8 @@ impl Keeper {
     /// # Errors
     ///
     /// Where too many wait already, or the store does not work.
-    pub(super) fn append(&self, slot: &Arc<Slot>, entry: NewEntry, now: Millis) -> Result<(), Refusal> {
-        if self.breaker.is_open(now) {
+    pub(super) fn append(&self, slot: &Arc<Slot>, entry: NewEntry) -> Result<(), Refusal> {
+        if self.breaker.state() == BreakerState::Open {
             return Err(Refusal::Failed);
         }
         self.appends.try_send(Append { slot: Arc::clone(slot), entry }).map_err(|_| Refusal::Full)
@@ -130,44 +125,11 @@ impl fmt::Debug for Keeper {
     }
 }
 
-/// Keeps senders from waiting for a store that does not work: after a failure nothing is offered to it for a while.
-#[derive(Debug, Default)]
-struct Breaker {
-    is_failing: AtomicBool,
-    open_until: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl Breaker {
-    fn is_open(&self, now: Millis) -> bool {
-        now < self.open_until.load(Relaxed)
-    }
-
-    fn note(&self, worked: bool, now: Millis) {
-        if worked {
-            if self.is_failing.swap(false, Relaxed) {
-                self.failures.store(0, Relaxed);
-                self.open_until.store(0, Relaxed);
-                tracing::info!("the inbox works again");
-            }
-            return;
-        }
-        let failures = self.failures.fetch_add(1, Relaxed).min(7);
-        let pause = (FIRST_PAUSE << failures).min(LONGEST_PAUSE);
-        self.open_until.store(now + pause, Relaxed);
-        self.is_failing.store(true, Relaxed);
-    }
-}
-
 /// Letters on their way into the store, of all users.
 const MOST_APPENDS: usize = 65_536;
 
 /// Letters that go into the store together, at most.
 const BATCH: usize = 1_000;
-
-/// In milliseconds.
-const FIRST_PAUSE: u64 = 250;
-const LONGEST_PAUSE: u64 = 15_000;
 
 /// How much longer than the store needs a settled letter is looked for in what was read, in milliseconds.
 const HIDDEN_FOR: u64 = 10_000;
@@ -212,11 +174,10 @@ impl Core {
         }
         let (slots, entries): (Vec<_>, Vec<_>) =
             batch.drain(..).map(|append| ((append.slot, append.entry.key.id), append.entry)).unzip();
-        let result = keeper.store.append(entries).await;
-        keeper.breaker.note(result.is_ok(), self.mail.now());
-        let mut admissions = match result {
+        let mut admissions = match keeper.breaker.call(keeper.store.append(entries)).await {
             Ok(admissions) => admissions,
-            Err(error) => {
+            Err(BreakerError::Open) => Vec::new(),
+            Err(BreakerError::Failed(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the inbox could not be written");
                 Vec::new()
             }

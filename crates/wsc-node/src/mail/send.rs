@@ -27,6 +27,8 @@ pub(crate) struct Reliability<'m> {
     pub(crate) receipt: bool,
     /// Default `storage.message_ttl`, which it cannot exceed.
     pub(crate) ttl: Option<Duration>,
+    /// How often a plain message is tried again; default `max_retries`.
+    pub(crate) max_retries: Option<u32>,
     pub(crate) idempotency_key: Option<&'m str>,
 }
 
@@ -115,7 +117,7 @@ impl Core {
             room_id: None,
             content: direct.content,
         };
-        if let Err(error) = self.count_sender(&record) {
+        if let Err(error) = self.count_sender(&record, direct.target) {
             return answer(Err(error));
         }
         let expires_at = self.expires_at(wish.ttl, record.timestamp);
@@ -208,7 +210,7 @@ impl Core {
                     answer(core.room_answer(&kept, id, accepted, error));
                 }
             });
-            let told = match self.count_sender(&record) {
+            let told = match self.count_sender(&record, user_id.as_str()) {
                 Ok(()) => self.uncount_refused(body.clone(), told),
                 Err(error) => {
                     told(Err(error));
@@ -239,6 +241,8 @@ impl Core {
     /// Stores a plain message that was in flight. Where the inbox does not take it, it has failed.
     pub(crate) fn store_transit(self: &Arc<Self>, transit: &Arc<Transit>) {
         let Some(record) = Record::decode(transit.body()) else { return };
+        // It was accepted, so its sender's limit is no reason to lose it.
+        let _ = self.count_sender(&record, "");
         let expires_at = Some(self.expires_at(None, record.timestamp));
         let (id, body) = (transit.id(), transit.body().clone());
         let letter = Letter { id, kind: Kind::Plain, body, expires_at, only: None };
@@ -421,14 +425,15 @@ impl Core {
         self.mail.outcomes.get(id, self.mail.now(), self.outcome_memory())
     }
 
-    /// Counts a stored message for the client that sent it, who may have so many at a time.
-    fn count_sender(&self, record: &Record<'_>) -> Result<(), ErrorReply> {
+    /// Counts a message for the client that sent it, until it is settled. With `limits.stored_per_sender` of them
+    /// waiting there can be no more for users who are away.
+    fn count_sender(&self, record: &Record<'_>, user_id: &str) -> Result<(), ErrorReply> {
         let limit = self.settings().limits.stored_per_sender;
-        if !record.is_from_client || limit == 0 {
+        if !record.is_from_client {
             return Ok(());
         }
         let mut count = self.mail.stored_by.entry(record.sender_id.into()).or_insert(0);
-        if *count >= limit {
+        if limit > 0 && *count >= limit && self.users.get(user_id).is_none() {
             let details = serde_json::json!({ "limit": limit, "reason": FailureReason::PendingFull });
             let error = ErrorReply::new(ErrorCode::Full, "too many messages of this sender wait for their receivers");
             return Err(error.with_details(details));
@@ -439,11 +444,11 @@ impl Core {
 
     /// A message that a client sent is settled. Those of an earlier run were never counted.
     pub(super) fn forget_sender(&self, record: &Record<'_>) {
-        if !record.is_from_client {
+        if !record.is_from_client || record.timestamp < self.started_at {
             return;
         }
         if let dashmap::Entry::Occupied(mut count) = self.mail.stored_by.entry(record.sender_id.into()) {
-            *count.get_mut() -= 1;
+            *count.get_mut() = count.get().saturating_sub(1);
             if *count.get() == 0 {
                 count.remove();
             }

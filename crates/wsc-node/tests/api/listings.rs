@@ -83,7 +83,7 @@ async fn a_connection_is_explained() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_are_counted_and_remembered() {
-    let hub = hub("").await;
+    let hub = hub("storage: {kind: none}").await;
     for user in ["bob", "carol"] {
         let answer = hub.post_json(&format!("/api/users/{user}/messages"), &json!({"content": 1})).await;
         assert_eq!(answer.status, 202);

@@ -25,8 +25,10 @@ pub(crate) async fn hub_with(keys: &str, change: impl FnOnce(HubBuilder) -> HubB
     TestHub { hub, addr }
 }
 
+/// Settings with these keys, and the inbox in memory unless they speak of storage.
 pub(crate) fn settings(keys: &str) -> Settings {
-    load_str(Format::Yaml, &format!("wsc: {{{keys}}}"), None, Strictness::Strict, []).unwrap()
+    let storage = if keys.contains("storage:") { "" } else { "storage: {kind: memory}, " };
+    load_str(Format::Yaml, &format!("wsc: {{{storage}{keys}}}"), None, Strictness::Strict, []).unwrap()
 }
 
 pub(crate) const JSON: (&str, &str) = ("Content-Type", "application/json");

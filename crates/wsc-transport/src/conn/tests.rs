@@ -85,6 +85,9 @@ fn the_answer_to_the_handshake_goes_first_and_is_never_cut() {
     assert_eq!(outbound.send(&[b'x'; 50]), Sent::Queued);
     assert_eq!(outbound.send(&[b'x'; 50]), Sent::Dropped);
     conn.release();
+    // Nor where the kernel takes nothing at first.
+    conn.flush_once(|_| Err(io::ErrorKind::WouldBlock.into())).unwrap();
+    conn.send_control(&[0x8A, 0]);
     let mut wire = Vec::new();
     conn.flush_once(|slices| {
         slices.iter().for_each(|s| wire.extend_from_slice(s));
@@ -92,6 +95,31 @@ fn the_answer_to_the_handshake_goes_first_and_is_never_cut() {
     })
     .unwrap();
     assert!(wire.starts_with(b"HTTP/1.1 101\r\n\r\n\x88"), "{wire:?}");
+}
+
+#[test]
+fn no_pong_passes_the_answer_to_the_handshake() {
+    let shared = Arc::new(Shared::new(&TransportConfig::default()));
+    let conn = Conn::held(shared, None, b"HTTP/1.1 101\r\n\r\n".to_vec(), Extensions::default());
+    conn.release();
+    conn.flush_once(|_| Err(io::ErrorKind::WouldBlock.into())).unwrap();
+    conn.send_control(&[0x8A, 0]);
+    assert_eq!(conn.first_queued().as_deref(), Some(&b"HTTP/1.1 101\r\n\r\n"[..]));
+}
+
+#[test]
+fn a_gap_that_is_told_before_anything_was_written_is_told() {
+    // Nothing but the gap waits: a queue that is not quite empty.
+    let conn = Conn::held(Arc::new(Shared::new(&TransportConfig::default())), None, Vec::new(), Extensions::default());
+    Outbound(Arc::clone(&conn)).tell_gap(7);
+    conn.release();
+    let mut wire = Vec::new();
+    conn.flush_once(|slices| {
+        slices.iter().for_each(|s| wire.extend_from_slice(s));
+        take_all(slices)
+    })
+    .unwrap();
+    assert!(String::from_utf8_lossy(&wire).contains("\"dropped\":1,\"bytes\":7,"), "{wire:?}");
 }
 
 #[test]

@@ -133,6 +133,91 @@ async fn the_notice_of_a_closing_room_is_no_delivery() {
     hub.finish().await;
 }
 
+/// Who is let in elsewhere under the name of a room that is just being closed leaves the old one first: then nothing of
+/// it follows.
+#[tokio::test]
+async fn nothing_of_a_closed_room_follows_whoever_leaves_it() {
+    let hub = Hub::start(&TransportConfig::default());
+    let mut stays = hub.client().await;
+    let room = hub.transport.fanout();
+    room.join(hub.newest(), None).unwrap();
+    let mut moves = hub.client().await;
+    let outbound = hub.newest();
+    let slot = room.join(outbound.clone(), None).unwrap();
+    // On a runtime of one thread no flusher runs before we wait.
+    assert_eq!(room.publish(&Encoded::new(&server_frame(0x81, b"old")), None), Ok(2));
+    assert!(!room.is_closed());
+    assert_eq!(room.close(&server_frame(0x81, b"closed"), None).map(|members| members.len()), Some(2));
+    assert!(room.is_closed());
+    outbound.send_with(|| {
+        assert!(room.leave(slot), "it has not got the notice");
+        Some([server_frame(0x81, b"closed by hand"), server_frame(0x81, b"joined anew")].concat())
+    });
+    assert_eq!(stays.text().await, "old");
+    assert_eq!(stays.text().await, "closed");
+    for expected in ["closed by hand", "joined anew"] {
+        assert_eq!(moves.text().await, expected);
+    }
+    moves.say("nothing else").await;
+    assert_eq!(moves.text().await, "nothing else");
+    assert!(room.is_empty());
+    assert!(!room.leave(0), "who has the notice is a member no more");
+    hub.settled().await;
+    let tally = hub.transport.stats().ledger().snapshot();
+    assert_eq!((tally.accepted, tally.sent, tally.conn_closed), (2, 1, 1));
+    hub.finish().await;
+}
+
+/// The same against the flusher: the notice comes from exactly one of the two, and before the new room's first word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_notice_of_a_closed_room_comes_once_and_in_time() {
+    let hub = Hub::start(&TransportConfig::default());
+    let mut clients = Vec::new();
+    for n in 0..8 {
+        if n % 2 == 0 {
+            let client = hub.client().await;
+            clients.push((hub.newest(), Ok(client)));
+        } else {
+            let client = hub.adopted(64 << 10);
+            eventually("it is open", || hub.lab.open.lock().len() == n + 1).await;
+            clients.push((hub.newest(), Err(client)));
+        }
+    }
+    for round in 0..300 {
+        let room = hub.transport.fanout();
+        let slots: Vec<_> = clients.iter().map(|(outbound, _)| room.join(outbound.clone(), None).unwrap()).collect();
+        for n in 0..3 {
+            room.publish(&Encoded::new(&server_frame(0x81, format!("old {n}").as_bytes())), None).unwrap();
+        }
+        room.close(&server_frame(0x81, b"closed"), None);
+        for ((outbound, _), slot) in clients.iter().zip(slots) {
+            outbound.send_with(|| {
+                let new = server_frame(0x81, format!("new {round}").as_bytes());
+                if !room.leave(slot) {
+                    return Some(new);
+                }
+                Some([server_frame(0x81, b"closed"), new].concat())
+            });
+        }
+        for (_, client) in &mut clients {
+            let mut texts = Vec::new();
+            while !texts.last().is_some_and(|text: &String| text.starts_with("new")) {
+                texts.push(match client {
+                    Ok(tcp) => tcp.text().await,
+                    Err(piped) => piped.text().await,
+                });
+            }
+            let new = format!("new {round}");
+            let expected = ["old 0", "old 1", "old 2", "closed", &new];
+            assert_eq!(texts.iter().filter(|t| *t == "closed").count(), 1, "{texts:?}");
+            assert_eq!(texts[texts.len() - 2..], expected[3..]);
+            assert!(expected.starts_with(&texts.iter().map(String::as_str).take(texts.len() - 2).collect::<Vec<_>>()));
+        }
+    }
+    hub.settled().await;
+    hub.finish().await;
+}
+
 #[tokio::test]
 async fn who_is_excepted_but_gone_is_no_recipient_less() {
     let hub = Hub::start(&TransportConfig::default());

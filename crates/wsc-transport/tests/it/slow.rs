@@ -2,113 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use wsc_protocol::{DisconnectReason, FailureReason};
-use wsc_transport::{Encoded, Outbound, QueuePolicy, Sent, Settle};
+use wsc_transport::{Encoded, QueuePolicy, Sent, Settle};
 
-use crate::support::{Client, Frame, Hub, Tracked, client_frame, close_code, eventually, server_frame};
-
-const MESSAGE: usize = 1_000;
-const QUEUE: usize = 20_000;
-
-fn hub(policy: QueuePolicy) -> Hub {
-    Hub::with(|c| {
-        c.queue_policy = policy;
-        c.queue_max_bytes = QUEUE;
-    })
-}
-
-/// A numbered message.
-fn numbered(n: u32) -> Vec<u8> {
-    server_frame(0x81, format!("n{n:0width$}", width = MESSAGE).as_bytes())
-}
-
-/// The numbers among these frames.
-fn numbers(frames: &[Frame]) -> Vec<u32> {
-    let texts = frames.iter().filter(|f| f.0 == 0x81).filter_map(|f| std::str::from_utf8(&f.1).ok());
-    texts.filter_map(|t| t.strip_prefix('n')?.parse().ok()).collect()
-}
-
-/// How many messages the gap notices among these frames stand for.
-fn gaps(frames: &[Frame]) -> usize {
-    let texts = frames.iter().filter(|f| f.0 == 0x81).filter_map(|f| std::str::from_utf8(&f.1).ok());
-    let counts = texts.filter_map(|t| t.split_once("\"dropped\":")?.1.split([',', '}']).next()?.parse::<usize>().ok());
-    counts.sum()
-}
-
-/// Numbered messages, and who tracks those that had to wait.
-#[derive(Default)]
-struct Flood {
-    sent: Vec<Sent>,
-    tracked: Vec<(u32, Arc<Tracked>)>,
-}
-
-impl Flood {
-    fn deliver(&mut self, to: &Outbound) -> Sent {
-        let n = self.sent.len() as u32;
-        let mut tracked = None;
-        let sent = to.deliver(&Encoded::new(&numbered(n)), &mut || {
-            let settle = Arc::<Tracked>::default();
-            tracked = Some(Arc::clone(&settle));
-            Some(settle as Arc<dyn Settle>)
-        });
-        assert_eq!(tracked.is_some(), sent == Sent::Queued, "tracked exactly where it waits");
-        self.tracked.extend(tracked.map(|t| (n, t)));
-        self.sent.push(sent);
-        sent
-    }
-
-    /// Delivers until `count` did not go straight to the kernel.
-    async fn deliver_until(&mut self, to: &Outbound, count: usize) {
-        let mut waiting = 0;
-        while waiting < count {
-            waiting += usize::from(self.deliver(to) != Sent::Written);
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// What became of each tracked one; told exactly once.
-    async fn fates(&self) -> Vec<(u32, Result<(), FailureReason>)> {
-        eventually("everybody is told", || self.tracked.iter().all(|(_, t)| !t.0.lock().is_empty())).await;
-        self.tracked
-            .iter()
-            .map(|(n, t)| {
-                let told = t.0.lock();
-                assert_eq!(told.len(), 1, "message {n} was told {told:?}");
-                (*n, told[0])
-            })
-            .collect()
-    }
-}
-
-/// Both kinds of connection: any thread may write, and the task writes.
-async fn on_both(policy: QueuePolicy, mut check: impl AsyncFnMut(&Hub, &mut dyn Peer)) {
-    let hub = hub(policy);
-    let mut tcp = hub.client().await;
-    check(&hub, &mut tcp).await;
-    drop(tcp);
-    let mut piped = hub.adopted(4 << 10);
-    check(&hub, &mut piped).await;
-    drop(piped);
-    hub.ended(2).await;
-    hub.finish().await;
-}
-
-/// A client on whatever stream.
-trait Peer {
-    fn read(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Option<Frame>> + '_>>;
-    fn send<'p>(&'p mut self, bytes: &'p [u8]) -> std::pin::Pin<Box<dyn Future<Output = ()> + 'p>>;
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Peer for Client<S> {
-    fn read(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Option<Frame>> + '_>> {
-        Box::pin(self.frame())
-    }
-
-    fn send<'p>(&'p mut self, bytes: &'p [u8]) -> std::pin::Pin<Box<dyn Future<Output = ()> + 'p>> {
-        Box::pin(self.write(bytes))
-    }
-}
+use crate::{
+    flood::{Flood, MESSAGE, QUEUE, gaps, hub, numbered, numbers, on_both},
+    support::{Hub, client_frame, close_code, eventually, server_frame},
+};
 
 #[tokio::test]
 async fn the_disconnected_learns_why_when_it_reads() {
@@ -236,7 +136,7 @@ async fn dropping_the_newest_keeps_the_oldest() {
 
 #[tokio::test]
 async fn an_empty_queue_takes_a_batch_of_any_size() {
-    for policy in [QueuePolicy::Disconnect, QueuePolicy::DropOldest, QueuePolicy::DropNewest] {
+    for policy in [QueuePolicy::Disconnect, QueuePolicy::DropOldest, QueuePolicy::DropNewest, QueuePolicy::Spill] {
         on_both(policy, async |hub, client| {
             let outbound = hub.newest();
             let large = vec![b'x'; 40 * QUEUE];
@@ -273,7 +173,7 @@ async fn replies_are_never_dropped() {
     })
     .await;
     // Where replies alone are too many, the connection goes.
-    for policy in [QueuePolicy::Disconnect, QueuePolicy::DropOldest, QueuePolicy::DropNewest] {
+    for policy in [QueuePolicy::Disconnect, QueuePolicy::DropOldest, QueuePolicy::DropNewest, QueuePolicy::Spill] {
         let hub = Hub::with(|c| {
             c.queue_policy = policy;
             c.queue_max_bytes = QUEUE;

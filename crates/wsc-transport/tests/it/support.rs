@@ -266,7 +266,7 @@ impl Hub {
         eventually("nothing is on its way", || {
             // At this moment and at every other one.
             let tally = stats.ledger().snapshot();
-            assert_eq!(tally.accepted, tally.in_flight + tally.sent + tally.failed(), "{tally:?}");
+            assert_eq!(tally.taken(), tally.accounted(), "{tally:?}");
             tally.in_flight == 0 && stats.queue_bytes() == 0
         })
         .await;

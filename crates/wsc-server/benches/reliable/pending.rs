@@ -1,0 +1,76 @@
+//! What a message costs in memory while it waits for its acknowledgement.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+
+use crate::{
+    Sizes,
+    clients::Clients,
+    node::Node,
+    process::{self, Figures},
+    throughput,
+};
+
+/// Messages that each user has not acknowledged: within a connection's window.
+pub(crate) const EACH: u64 = 100;
+
+#[tokio::main]
+pub(crate) async fn measure(sizes: &Sizes) -> anyhow::Result<Figures> {
+    let sizes = Sizes { users: (sizes.pending / EACH).max(1) as usize, ..sizes.clone() };
+    let messages = sizes.users as u64 * EACH;
+    let directory = tempfile::tempdir_in(&sizes.directory)?;
+    let node = Node::start(directory.path(), |settings| {
+        settings.ack_timeout = Duration::from_secs(3600);
+    })
+    .await?;
+    // They answer pings, and nothing else.
+    let mut clients = Clients::start(node.address, sizes.users, false)?;
+    let before = at_rest().await?;
+    throughput::send(&node, &sizes, messages, true).await?;
+    while clients.received()?.messages < messages {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let after = at_rest().await?;
+
+    let cpu = process::cpu()?;
+    tokio::time::sleep(WATCH).await;
+    let idle = (process::cpu()? - cpu).as_secs_f64() / WATCH.as_secs_f64();
+
+    let pending = node.metric("wsc_messages_in_flight").await?;
+    ensure!(pending == messages as f64, "{pending} of {messages} messages are pending");
+    ensure!(node.resting().await? == messages, "the inbox has {} of {messages}", node.resting().await?);
+
+    let each = after.saturating_sub(before) as f64 / messages as f64;
+    let figures = Figures::default()
+        .with("bytes", each)
+        .with("bytes_beside_payload", each - sizes.content as f64)
+        .with("resident_before_mib", before as f64 / MIB)
+        .with("resident_after_mib", after as f64 / MIB)
+        .with("idle_cpu_percent", idle * 100.0);
+    drop(clients);
+    node.hub.shutdown().await;
+    Ok(figures)
+}
+
+/// Resident memory, once it has stopped to change: the inbox moves what rests to its tables, the allocator gives back
+/// what is free.
+async fn at_rest() -> anyhow::Result<u64> {
+    let mut last = process::resident()?;
+    let mut calm = 0;
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = process::resident()?;
+        calm = if now.abs_diff(last) * 200 < last { calm + 1 } else { 0 };
+        last = now;
+        if calm == 5 {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// How long the CPU time is watched while nothing happens but deadlines that wait and connections that are kept alive.
+const WATCH: Duration = Duration::from_secs(10);
