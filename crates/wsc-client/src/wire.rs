@@ -337,7 +337,7 @@ mod tests {
             let mut out = Vec::new();
             written.encode(&mut out);
             let delivery = delivered(&String::from_utf8(out).unwrap());
-            prop_assert_eq!(delivery.id, id.to_string());
+            prop_assert_eq!(&delivery.id, &id.to_string());
             prop_assert_eq!(delivery.content.get(), content.get());
             prop_assert_eq!(&delivery.sender_id, &sender);
             prop_assert_eq!(delivery.room_id(), room_id.as_deref());
