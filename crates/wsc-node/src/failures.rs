@@ -73,6 +73,10 @@ impl FailureTotals {
         FailureReason::ALL.into_iter().zip(self.by_reason)
     }
 
+    pub(crate) fn of_reason(&self, reason: FailureReason) -> u64 {
+        self.by_reason[reason as usize]
+    }
+
     pub(crate) fn of_kind(&self, kind: FailureKind) -> u64 {
         self.by_reason().filter(|(reason, _)| reason.kind() == kind).map(|(_, times)| times).sum()
     }

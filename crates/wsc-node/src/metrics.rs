@@ -1,6 +1,9 @@
 //! What the node measures, for Prometheus. A room, user or client id is never a label.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use metrics::{Counter, Gauge, Histogram, SharedString, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -17,6 +20,8 @@ pub(crate) struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     instruments: Instruments,
+    ack_timeouts: AtomicU64,
+    ack_retries: AtomicU64,
     /// Held by whoever brings the figures up to date and writes them down: two at a time would mix their moments.
     scrape: Mutex<()>,
 }
@@ -29,8 +34,6 @@ struct Instruments {
     fanout_duration: Histogram,
     fanout_frames: Counter,
     ack_latency: Histogram,
-    ack_timeouts: Counter,
-    ack_retries: Counter,
     /// By kind.
     alerts: Vec<Counter>,
     handler_calls: Vec<Histogram>,
@@ -63,8 +66,6 @@ impl Instruments {
             fanout_duration: histogram!("wsc_fanout_duration_seconds"),
             fanout_frames: counter!("wsc_fanout_frames_total"),
             ack_latency: histogram!("wsc_ack_latency_seconds"),
-            ack_timeouts: counter!("wsc_ack_timeouts_total"),
-            ack_retries: counter!("wsc_ack_retries_total"),
             alerts: FailureKind::ALL.map(|kind| counter!("wsc_failure_alerts_total", "type" => kind.as_str())).into(),
             handler_calls: handler_calls.into(),
             callbacks: callbacks.collect(),
@@ -85,7 +86,8 @@ impl Metrics {
             describe();
             Instruments::register()
         });
-        Ok(Self { recorder, handle, instruments, scrape: Mutex::new(()) })
+        let (ack_timeouts, ack_retries) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { recorder, handle, instruments, ack_timeouts, ack_retries, scrape: Mutex::new(()) })
     }
 
     pub(crate) fn disconnected(&self, reason: DisconnectReason) {
@@ -112,12 +114,17 @@ impl Metrics {
 
     /// An acknowledgement did not come in time.
     pub(crate) fn ack_timed_out(&self) {
-        self.instruments.ack_timeouts.increment(1);
+        self.ack_timeouts.fetch_add(1, Relaxed);
     }
 
     /// A message was sent again for want of an acknowledgement.
     pub(crate) fn ack_retried(&self) {
-        self.instruments.ack_retries.increment(1);
+        self.ack_retries.fetch_add(1, Relaxed);
+    }
+
+    /// How often no acknowledgement came in time, and how often a message was sent again for that.
+    pub(crate) fn late_acks(&self) -> (u64, u64) {
+        (self.ack_timeouts.load(Relaxed), self.ack_retries.load(Relaxed))
     }
 
     /// Too much failed.
@@ -205,6 +212,9 @@ fn collect(core: &Core) {
     for (reason, times) in core.mail.ignored_acks() {
         metrics::counter!("wsc_acks_ignored_total", "reason" => reason).absolute(times);
     }
+    let (timeouts, retries) = core.metrics.late_acks();
+    metrics::counter!("wsc_ack_timeouts_total").absolute(timeouts);
+    metrics::counter!("wsc_ack_retries_total").absolute(retries);
     let (attempts, successes) = core.retries.counts();
     metrics::counter!("wsc_retry_attempts_total").absolute(attempts);
     metrics::counter!("wsc_retry_success_total").absolute(successes);

@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
-use wsc_protocol::{ErrorCode, UserType};
+use wsc_events::{ConnectionEvent, RingEntry};
+use wsc_failure::ReconnectStats;
+use wsc_protocol::{ErrorCode, ErrorReply, Id, UserType};
+use wsc_transport::Amount;
 
 use super::{
     access::Via,
     extract::{OptionalJson, Params, PathId, PathUser},
     reply::{self, ErrorBody, Refusal},
+    system::InboxDepth,
 };
 use crate::{core::Core, dispatch::page, encode::now_ms, session::Session};
 
@@ -153,15 +157,141 @@ fn find(core: &Core, id: &str) -> Result<Arc<Session>, Refusal> {
     }
 }
 
-/// Shows one connection.
+/// One connection explained.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Explained {
+    #[serde(flatten)]
+    client: Client,
+    /// Whether it takes messages: neither closed nor closing.
+    is_open: bool,
+    /// Whether messages to it are compressed.
+    is_compressed: bool,
+    queue: QueueState,
+    lag: Lag,
+    /// Messages that the user, not this connection alone, has not acknowledged.
+    unacked: usize,
+    limits_hit: LimitsHit,
+    /// What happened lately, newest first: `timestamp`, `event` and what belongs to it.
+    #[schema(value_type = Vec<Object>)]
+    events: Vec<RingEntry>,
+    /// Until when all events of it are kept, Unix milliseconds; absent where they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traced_until: Option<u64>,
+}
+
+/// What waits in its queue, by priority. Replies and notices are `normal`, and count as bytes only.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct QueueState {
+    high: Backlog,
+    normal: Backlog,
+    low: Backlog,
+}
+
+/// So much.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Backlog {
+    bytes: u64,
+    messages: u64,
+}
+
+impl From<Amount> for Backlog {
+    fn from(Amount { bytes, messages }: Amount) -> Self {
+        Self { bytes, messages }
+    }
+}
+
+/// How far it is behind, in milliseconds.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Lag {
+    /// How long the oldest of what waits has been waiting.
+    oldest_ms: u32,
+    /// For how long the kernel has taken nothing of it.
+    stalled_ms: u32,
+}
+
+/// Which limits it met.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LimitsHit {
+    /// What a full queue has cost it since this backlog began.
+    lost: Backlog,
+    /// How often it was told that it sends too fast, as far as that is remembered.
+    rate_limited: usize,
+    /// How often a message to it alone found its queue full, as far as that is remembered.
+    queue_full: usize,
+    /// Frames in a row that were no requests; the tenth ends a connection.
+    bad_frames: u8,
+}
+
+impl Explained {
+    async fn new(core: &Core, session: &Session, limit: usize) -> Self {
+        let state = session.outbound.state();
+        let events = core.ring.for_session(session.id, usize::MAX);
+        let count = |is_one: fn(&ConnectionEvent) -> bool| events.iter().filter(|entry| is_one(&entry.event)).count();
+        Self {
+            client: Client::from(session),
+            is_open: state.is_open,
+            is_compressed: state.is_compressed,
+            queue: QueueState { high: state.high.into(), normal: state.normal.into(), low: state.low.into() },
+            lag: Lag { oldest_ms: state.oldest_ms, stalled_ms: state.stalled_ms },
+            unacked: core.mail.unacked(session.user.id.as_str()).await,
+            limits_hit: LimitsHit {
+                lost: state.lost.into(),
+                rate_limited: count(|event| matches!(event, ConnectionEvent::RateLimited)),
+                queue_full: count(|event| matches!(event, ConnectionEvent::QueueFull { .. })),
+                bad_frames: session.bad_frames(),
+            },
+            events: events.into_iter().take(limit).collect(),
+            traced_until: core.ring.traced_until(session.id),
+        }
+    }
+}
+
+/// How many events.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct EventQuery {
+    /// Events at most, 1 to 1,000; default 100.
+    limit: Option<u32>,
+}
+
+/// Explains one connection: what waits for it, how far it is behind, what happened on it lately.
 #[utoipa::path(get, path = "/api/clients/{id}", tag = "clients",
-    params(("id" = String, Path, description = "Session id, or a client id")), responses(
-        (status = 200, description = "the connection", body = Client),
+    params(("id" = String, Path, description = "Session id, or a client id"), EventQuery), responses(
+        (status = 200, description = "the connection", body = Explained),
         (status = 409, description = "several have this client id: `details.candidates`", body = ErrorBody),
         (status = "default", description = "refused; 4000 where there is none", body = ErrorBody),
     ))]
-pub(crate) async fn show_client(Extension(via): Extension<Via>, PathId(id): PathId) -> Result<Response, Refusal> {
-    Ok(reply::ok(&Client::from(&*find(&via.core, &id)?)))
+pub(crate) async fn show_client(
+    Extension(via): Extension<Via>,
+    PathId(id): PathId,
+    Params(query): Params<EventQuery>,
+) -> Result<Response, Refusal> {
+    let (_, limit) = page(None, query.limit)?;
+    let session = find(&via.core, &id)?;
+    Ok(reply::ok(&Explained::new(&via.core, &session, limit).await))
+}
+
+/// A connection that is traced.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Traced {
+    #[schema(value_type = String)]
+    session: Uuid,
+    /// Unix milliseconds.
+    until: u64,
+}
+
+/// Keeps all events of one connection for 10 minutes, those that are still remembered included.
+#[utoipa::path(post, path = "/api/clients/{id}/trace", tag = "clients",
+    params(("id" = String, Path, description = "Session id, or a client id")), responses(
+        (status = 202, description = "it is traced", body = Traced),
+        (status = 409, description = "several have this client id: `details.candidates`", body = ErrorBody),
+        (status = "default", description = "refused; 4000 where there is none, 4003 where too many are traced",
+            body = ErrorBody),
+    ))]
+pub(crate) async fn trace_client(Extension(via): Extension<Via>, PathId(id): PathId) -> Result<Response, Refusal> {
+    let session = find(&via.core, &id)?;
+    let until = via.core.begin_trace(session.id).map_err(|e| ErrorReply::new(ErrorCode::Full, e.to_string()))?;
+    Ok(reply::json(StatusCode::ACCEPTED, &Traced { session: session.id, until }))
 }
 
 /// How somebody is disconnected.
@@ -238,9 +368,50 @@ pub(crate) struct User {
     online: bool,
     /// The connections.
     devices: Vec<Client>,
+    /// What is in the inbox, in flight or resting; absent where the store does not say, or there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inbox: Option<InboxDepth>,
+    /// Messages that are on their way or wait for an acknowledgement.
+    unacked: usize,
+    /// Absent where no connection of the user failed lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reconnects: Option<Reconnects>,
 }
 
-/// Shows a user with all connections; one that is away is nobody special.
+/// How a user's connections fail and come back. Only what nobody wanted counts: lost sockets, silence, no reading.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Reconnects {
+    /// How often a connection failed, as seen from a user that was there.
+    losses: u64,
+    /// How often the user came back afterwards.
+    returns: u64,
+    /// Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_lost: Option<u64>,
+    /// Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_back: Option<u64>,
+    /// How long it took to come back on average, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_away_ms: Option<u64>,
+    /// Whether the user has not come back since the last loss.
+    is_away: bool,
+}
+
+impl From<ReconnectStats> for Reconnects {
+    fn from(stats: ReconnectStats) -> Self {
+        Self {
+            losses: stats.losses,
+            returns: stats.returns,
+            last_lost: stats.last_lost,
+            last_back: stats.last_back,
+            mean_away_ms: stats.mean_away_ms(),
+            is_away: stats.is_away,
+        }
+    }
+}
+
+/// Shows a user with all connections and the inbox; one that is away and has nothing there is nobody special.
 #[utoipa::path(get, path = "/api/users/{user}", tag = "users",
     params(("user" = String, Path, description = "User id")), responses(
         (status = 200, description = "the user", body = User),
@@ -250,10 +421,23 @@ pub(crate) async fn show_user(
     Extension(via): Extension<Via>,
     PathUser(user_id): PathUser,
 ) -> Result<Response, Refusal> {
-    let mut sessions = via.core.users.get(&user_id).map(|user| user.sessions()).unwrap_or_default();
+    let core = &via.core;
+    let mut sessions = core.users.get(&user_id).map(|user| user.sessions()).unwrap_or_default();
     sessions.sort_unstable_by_key(|session| session.id);
     let devices: Vec<_> = sessions.iter().map(|session| Client::from(&**session)).collect();
-    Ok(reply::ok(&User { online: !devices.is_empty(), user_id, devices }))
+    let id = Id::generated(user_id.as_str());
+    let inbox = match core.mail.keeper() {
+        Some(keeper) => InboxDepth::read(keeper.store().depth(&id)).await,
+        None => None,
+    };
+    Ok(reply::ok(&User {
+        online: !devices.is_empty(),
+        devices,
+        inbox,
+        unacked: core.mail.unacked(&user_id).await,
+        reconnects: core.reconnects.stats(&id).map(Reconnects::from),
+        user_id,
+    }))
 }
 
 /// Most connections that an ambiguous name is answered with.

@@ -4,6 +4,7 @@
 
 mod access;
 mod clients;
+mod debug;
 mod extract;
 mod messages;
 mod openapi;

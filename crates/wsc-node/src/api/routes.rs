@@ -20,7 +20,7 @@ use wsc_protocol::ErrorCode;
 
 use super::{
     access::{Surface, Via, guard},
-    clients, messages,
+    clients, debug, messages,
     openapi::Frame,
     page,
     reply::Refusal,
@@ -73,11 +73,16 @@ fn described_without_page() -> OpenApiRouter {
         .routes(routes!(system::failure_stats))
         .routes(routes!(system::retry_config))
         .routes(routes!(system::stats))
-        .routes(routes!(system::hub_status))
-        .routes(routes!(system::failures))
+        .routes(routes!(debug::hub_status))
+        .routes(routes!(debug::failures))
+        .routes(routes!(debug::callbacks))
+        .routes(routes!(debug::ack_stats))
+        .routes(routes!(debug::ack_pending))
+        .routes(routes!(debug::ack_retry))
         .routes(routes!(page::openapi_json))
         .routes(routes!(clients::list_clients))
         .routes(routes!(clients::show_client, clients::kick_client))
+        .routes(routes!(clients::trace_client))
         .routes(routes!(clients::show_user))
         .routes(routes!(clients::disconnect_user))
         .routes(routes!(messages::send_to_user))

@@ -1,23 +1,23 @@
 //! Health, statistics, metrics.
 
+use std::time::Duration;
+
 use axum::{
     Extension,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
-use utoipa::{IntoParams, ToSchema};
-use uuid::Uuid;
-use wsc_failure::FailureRecord;
-use wsc_protocol::{FailureKind, FailureReason};
+use utoipa::ToSchema;
+use wsc_protocol::FailureKind;
+use wsc_store::{Depth, StoreError};
 
 use super::{
     access::{Caller, Via},
-    extract::Params,
-    reply::{self, ErrorBody, Refusal},
+    reply::{self, ErrorBody},
 };
-use crate::{core::Core, dispatch::page, encode::now_ms, metrics::whole};
+use crate::{core::Core, encode::now_ms, mail::Keeper, metrics::whole};
 
 /// How the hub is.
 #[derive(Serialize, ToSchema)]
@@ -48,14 +48,25 @@ pub(crate) struct HealthDetails {
 pub(crate) async fn health(Extension(via): Extension<Via>, caller: Option<Extension<Caller>>) -> Response {
     let core = &via.core;
     let is_accepting = via.hub().is_some_and(|hub| hub.inner().transport.is_accepting());
+    let is_storing = core.mail.keeper().map(Keeper::is_healthy);
     let more = caller.filter(|Extension(caller)| caller.is_admin()).map(|_| HealthDetails {
         version: env!("CARGO_PKG_VERSION"),
         node_id: core.node_id.clone(),
         uptime_seconds: uptime_seconds(core),
-        checks: json!({ "transport": if is_accepting { "ok" } else { "stopped" } }),
+        checks: json!({
+            "transport": if is_accepting { "ok" } else { "stopped" },
+            "storage": match is_storing {
+                None => "none",
+                Some(true) => "ok",
+                Some(false) => "failing",
+            },
+        }),
     });
-    let (status, text) =
-        if is_accepting { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "degraded") };
+    let (status, text) = if is_accepting && is_storing != Some(false) {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "degraded")
+    };
     reply::json(status, &Health { status: text, more })
 }
 
@@ -99,7 +110,7 @@ pub(crate) struct FailureCounts {
 }
 
 impl FailureCounts {
-    fn of(core: &Core) -> Self {
+    pub(super) fn of(core: &Core) -> Self {
         let totals = core.failure_totals();
         Self {
             total_failures: totals.total(),
@@ -212,102 +223,40 @@ pub(crate) async fn stats(Extension(via): Extension<Via>) -> Response {
     })
 }
 
-/// The hub from the inside.
+/// The inbox.
 #[derive(Serialize, ToSchema)]
-pub(crate) struct HubStatus {
-    active_connections: usize,
-    total_connections: u64,
-    failure_stats: FailureCounts,
-    /// The running settings; secrets are masked.
-    current_config: Value,
-    /// Settings that were changed and wait for a restart.
-    pending_restart: Vec<String>,
-}
-
-/// Shows the hub from the inside.
-#[utoipa::path(get, path = "/debug/hub/status", tag = "debug", responses(
-    (status = 200, description = "the hub", body = HubStatus),
-    (status = "default", description = "refused", body = ErrorBody),
-))]
-pub(crate) async fn hub_status(Extension(via): Extension<Via>) -> Response {
-    let core = &via.core;
-    reply::ok(&HubStatus {
-        active_connections: core.users.connections(),
-        total_connections: core.users.connections_total(),
-        failure_stats: FailureCounts::of(core),
-        current_config: wsc_config::current_config(&core.settings()),
-        pending_restart: Vec::new(),
-    })
-}
-
-/// How many failures.
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct FailureQuery {
-    /// Entries at most, 1 to 1,000; default 100.
-    limit: Option<u32>,
-}
-
-/// Failures that are still remembered.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct Failures {
-    failures: Vec<Failure>,
-}
-
-/// One message that did not reach one recipient.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct Failure {
-    #[schema(value_type = String)]
-    id: Uuid,
-    message_type: String,
-    sender_id: String,
+pub(crate) struct StorageStatus {
+    /// Whether it takes messages, as far as is known.
+    healthy: bool,
+    /// What rests in it; absent where it does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
-    room_id: Option<String>,
-    user_id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_id: Option<String>,
-    #[schema(value_type = String)]
-    reason: FailureReason,
-    /// For people.
-    error: String,
-    retries: u32,
-    /// Milliseconds from acceptance to failure.
-    duration_ms: u64,
-    /// When it failed, Unix milliseconds.
-    timestamp: u64,
+    depth: Option<InboxDepth>,
 }
 
-impl From<FailureRecord> for Failure {
-    fn from(record: FailureRecord) -> Self {
-        Self {
-            id: record.message_id,
-            message_type: record.message_type,
-            sender_id: record.sender_id,
-            room_id: record.room_id,
-            user_id: record.recipient.to_string(),
-            client_id: record.client_id.map(|client_id| client_id.to_string()),
-            reason: record.reason,
-            error: record.error.into_owned(),
-            retries: record.retries,
-            duration_ms: u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
-            timestamp: record.timestamp,
-        }
+/// How much rests.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct InboxDepth {
+    messages: u64,
+    bytes: u64,
+}
+
+impl StorageStatus {
+    pub(super) async fn of(core: &Core) -> Option<Self> {
+        let keeper = core.mail.keeper()?;
+        Some(Self { healthy: keeper.is_healthy(), depth: InboxDepth::read(keeper.store().total()).await })
     }
 }
 
-/// Lists the newest failures, newest first.
-#[utoipa::path(get, path = "/debug/failures", tag = "debug", params(FailureQuery), responses(
-    (status = 200, description = "failures", body = Failures),
-    (status = "default", description = "refused", body = ErrorBody),
-))]
-pub(crate) async fn failures(
-    Extension(via): Extension<Via>,
-    Params(query): Params<FailureQuery>,
-) -> Result<Response, Refusal> {
-    let (_, limit) = page(None, query.limit)?;
-    let failures = via.core.failures.recent(limit).into_iter().map(Failure::from).collect();
-    Ok(reply::ok(&Failures { failures }))
+impl InboxDepth {
+    /// What the store answers; `None` where it fails, or does not answer for a while.
+    pub(super) async fn read(answer: impl Future<Output = Result<Depth, StoreError>>) -> Option<Self> {
+        let Depth { messages, bytes } = tokio::time::timeout(STORE_PATIENCE, answer).await.ok()?.ok()?;
+        Some(Self { messages, bytes })
+    }
 }
+
+/// How long an answer waits for the store.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
 fn uptime_seconds(core: &Core) -> u64 {
     now_ms().saturating_sub(core.started_at) / 1000
