@@ -82,7 +82,7 @@ pub use wsc_transport as transport;
 mod inbox;
 
 #[cfg(feature = "embedded")]
-pub use inbox::open_inbox;
+pub use inbox::{OpenedInbox, open_inbox};
 pub use wsc_config::Settings;
 pub use wsc_delivery::{SendAttempt, SendResult};
 pub use wsc_node::{

@@ -88,7 +88,7 @@ impl Joined {
 
     /// Forgets seats in rooms that are over.
     pub(crate) fn tidy(&mut self) {
-        let is_over = |seat: &&Seat| seat.room.fanout.is_closed() && seat.room.fanout.len() == 0;
+        let is_over = |seat: &&Seat| seat.room.fanout.is_closed() && seat.room.fanout.is_empty();
         while let Some(room) = self.seats().iter().find(is_over).map(|seat| Arc::clone(&seat.room)) {
             self.remove(&room);
         }

@@ -15,6 +15,7 @@ use crate::log;
 /// Serves with these settings; returns after a shutdown in order.
 pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
     log::init(&settings.log);
+    quiet_guarded_panics();
     let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -55,6 +56,19 @@ pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
             _ = interrupt.recv() => Err(anyhow::anyhow!("ended by a second signal")),
         }
     })
+}
+
+/// A damaged inbox file can make the database panic. That is caught and becomes an error, which says more to an operator
+/// than the panic does.
+fn quiet_guarded_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if wsc_hub::store::is_guarded() {
+            tracing::debug!(%panic, "the database panicked");
+        } else {
+            report(panic);
+        }
+    }));
 }
 
 /// Says what was found in the inbox, as far as there is something to say.

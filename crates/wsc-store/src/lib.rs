@@ -44,7 +44,7 @@ mod memory;
 #[cfg(all(feature = "embedded", any(test, feature = "conformance")))]
 pub use embedded::FaultyDisk;
 #[cfg(feature = "embedded")]
-pub use embedded::{Durability, EmbeddedConfig, EmbeddedInbox, OpenError, Opened};
+pub use embedded::{Durability, EmbeddedConfig, EmbeddedInbox, OpenError, Opened, is_guarded};
 pub use inbox::{
     Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Note, Page, Position, ReadLimit,
     StoreError,

@@ -15,7 +15,7 @@ use wsc_failure::{Breaker, BreakerError, BreakerState};
 use wsc_protocol::{Fate, Id};
 use wsc_store::{Admission, Entry, EntryKey, InboxStore, NewEntry, Position, ReadLimit, StoreError};
 
-use super::{News, Record, Slot, recent::Recent};
+use super::{News, PairFate, Record, Slot, recent::Recent};
 use crate::core::Core;
 
 /// The store, and what waits for it.
@@ -283,7 +283,8 @@ impl Core {
 
     /// Takes note of where a durable message stands, for those who ask.
     pub(crate) fn note_outcome(&self, id: Uuid, sender_id: &str, user_id: &Id, fate: Fate, attempts: u32) {
-        self.mail.outcomes.note(id, sender_id, user_id, fate, attempts, self.mail.now(), self.outcome_memory());
+        let pair = PairFate { user_id: user_id.clone(), outcome: fate.outcome, reason: fate.reason, attempts };
+        self.mail.outcomes.note(id, sender_id, pair, self.mail.now(), self.outcome_memory());
     }
 }
 

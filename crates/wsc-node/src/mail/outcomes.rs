@@ -91,28 +91,18 @@ pub(crate) struct Memory {
 
 impl Outcomes {
     /// Takes note of where a message stands for one recipient. What is final stays as it is.
-    pub(crate) fn note(
-        &self,
-        id: Uuid,
-        sender_id: &str,
-        user_id: &Id,
-        fate: Fate,
-        attempts: u32,
-        now: u64,
-        memory: Memory,
-    ) {
+    pub(crate) fn note(&self, id: Uuid, sender_id: &str, pair: PairFate, now: u64, memory: Memory) {
         if memory.max == 0 {
             return;
         }
-        let pair = PairFate { user_id: user_id.clone(), outcome: fate.outcome, reason: fate.reason, attempts };
         let mut known = self.0.lock();
         match known.remove(&id) {
             None => known.put(id, Known { sender_id: sender_id.into(), fates: Fates::One(pair) }, now),
             Some(mut message) => {
-                match message.fates.find(user_id) {
+                match message.fates.find(&pair.user_id) {
                     None => message.fates.push(pair),
                     Some(current) if current.outcome.is_final() => {}
-                    Some(current) => *current = PairFate { attempts: attempts.max(current.attempts), ..pair },
+                    Some(current) => *current = PairFate { attempts: pair.attempts.max(current.attempts), ..pair },
                 }
                 known.put(id, message, now);
             }

@@ -244,7 +244,7 @@ impl Core {
             let is_own = sender.is_some_and(|sender| sender.user.id == *user_id);
             places.insert(user_id.clone(), users.len());
             users.push(Member { user_id: user_id.clone(), only: is_own.then_some(session.id), connections: 1 });
-            if users.len() as u64 > u64::from(most) {
+            if users.len() as u64 > most {
                 let details = serde_json::json!({ "limit": most });
                 let error = ErrorReply::new(ErrorCode::TooLarge, "too many recipients for an acknowledged message");
                 return Err(error.with_details(details));

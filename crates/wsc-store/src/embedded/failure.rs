@@ -1,6 +1,6 @@
 //! What goes wrong below the store.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
+use std::{any::Any, cell::Cell, panic::AssertUnwindSafe, sync::Arc};
 
 use super::config::OpenError;
 use crate::StoreError;
@@ -36,8 +36,21 @@ impl Failure {
     pub(super) fn catch<T>(act: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
         // What `act` leaves half done is thrown away by its callers: a transaction is not committed, and the file is
         // opened anew.
-        std::panic::catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|panic| Err(Self::Panicked(message(&*panic))))
+        let outer = GUARDED.replace(true);
+        let result = std::panic::catch_unwind(AssertUnwindSafe(act));
+        GUARDED.set(outer);
+        result.unwrap_or_else(|panic| Err(Self::Panicked(message(&*panic))))
     }
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread would be caught by the embedded inbox, which makes an error of it: a damaged file can
+/// make the database panic. For the panic hook of a program that wants to show the error only.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
 }
 
 impl From<Failure> for StoreError {

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use wsc_protocol::Id;
 
 pub use self::config::{Durability, EmbeddedConfig, OpenError, Opened};
+pub use self::failure::is_guarded;
 #[cfg(any(test, feature = "conformance"))]
 pub use self::faulty::FaultyDisk;
 use self::{
