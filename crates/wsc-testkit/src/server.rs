@@ -110,8 +110,8 @@ impl Start {
         command
     }
 
-    /// Starts the process in this directory and waits until it listens.
-    async fn listening(&self, dir: &Path) -> (Child, SocketAddr, Log) {
+    /// Starts the process in this directory and waits until it listens, or ends: then the address is missing.
+    async fn started(&self, dir: &Path) -> (Child, Option<SocketAddr>, Log) {
         let mut command = self.command(dir);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
 
@@ -119,17 +119,29 @@ impl Start {
         let (found, mut listening) = watch::channel(None);
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let stderr = child.stderr.take().expect("stderr is a pipe");
-        tokio::spawn(collect(stdout, Arc::clone(&log), Some(found)));
-        tokio::spawn(collect(stderr, Arc::clone(&log), None));
+        let printed = tokio::spawn(collect(stdout, Arc::clone(&log), Some(found)));
+        let complained = tokio::spawn(collect(stderr, Arc::clone(&log), None));
 
         let started = async {
             // An error means that stdout ended: the process is gone.
             let found = listening.wait_for(Option::is_some).await;
             found.ok().and_then(|addr| *addr)
         };
-        let addr = tokio::time::timeout(crate::WAIT, started).await;
-        let Ok(Some(addr)) = addr else {
+        let Ok(addr) = tokio::time::timeout(crate::WAIT, started).await else {
             let _ = child.start_kill();
+            panic!("the server neither listens nor ends: {self:#?}\noutput:\n{}", text(&log));
+        };
+        if addr.is_none() {
+            // The log is to be whole.
+            let _ = within("the end of what the server says", async { tokio::join!(printed, complained) }).await;
+        }
+        (child, addr, log)
+    }
+
+    /// Starts the process in this directory and waits until it listens.
+    async fn listening(&self, dir: &Path) -> (Child, SocketAddr, Log) {
+        let (mut child, addr, log) = self.started(dir).await;
+        let Some(addr) = addr else {
             let status = child.wait().await;
             panic!("the server does not listen ({status:?}): {self:#?}\noutput:\n{}", text(&log));
         };
@@ -186,6 +198,27 @@ impl ServerProcess {
     pub async fn restart(&mut self) {
         assert!(!self.is_running(), "the server still runs");
         (self.child, self.addr, self.log) = self.start.listening(self.dir.path()).await;
+    }
+
+    /// As [`ServerProcess::restart`], for a server that may refuse to start.
+    ///
+    /// # Errors
+    ///
+    /// The result of its end, as of [`ServerProcess::terminate`]; what it said
+    /// is in the log.
+    ///
+    /// # Panics
+    ///
+    /// When it still runs, or neither listens nor ends in time.
+    pub async fn try_restart(&mut self) -> Result<(), i32> {
+        assert!(!self.is_running(), "the server still runs");
+        let (child, addr, log) = self.start.started(self.dir.path()).await;
+        (self.child, self.log) = (child, log);
+        match addr {
+            Some(addr) => self.addr = addr,
+            None => return Err(self.wait().await),
+        }
+        Ok(())
     }
 
     /// The address it listens on.

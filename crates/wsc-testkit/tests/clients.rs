@@ -190,7 +190,7 @@ async fn a_server_that_ends_at_once_is_no_server() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_killed_starts_again_where_it_was() {
-    let script = "echo start >> starts; wc -l < starts; \
+    let script = "echo start >> starts || exit 2; wc -l < starts; \
                   echo wsc: listening on http://127.0.0.1:$((4241 + $(wc -l < starts))); exec sleep 60";
     let mut server = shell(script).await;
     assert_eq!(server.addr().port(), 4242);
@@ -199,6 +199,12 @@ async fn a_server_that_was_killed_starts_again_where_it_was() {
     assert_eq!(server.addr().port(), 4243);
     assert!(server.is_running());
     assert_eq!(server.log().lines().next(), Some("2"));
+    server.kill().await;
+    assert_eq!(server.try_restart().await, Ok(()));
+    server.kill().await;
+    std::fs::remove_file(server.dir().join("starts")).unwrap();
+    std::fs::create_dir(server.dir().join("starts")).unwrap();
+    assert_eq!(server.try_restart().await, Err(2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

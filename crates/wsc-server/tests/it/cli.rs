@@ -112,7 +112,7 @@ async fn bad_values_are_named() {
         ("wsc: {jitter: 2.0}", "jitter"),
         ("wsc: {retryable_errors: [ack_timeout]}", "retryable_errors"),
         ("wsc: {non_retryable_errors: [ack_timeout]}", "non_retryable_errors"),
-        ("wsc: {storage: {kind: embedded}}", "storage.kind"),
+        ("wsc: {storage: {kind: papyrus}}", "storage.kind"),
     ] {
         let text = refused(config).await;
         assert!(text.contains(key), "{config}: {text}");

@@ -117,14 +117,14 @@ async fn every_request_has_its_reply() {
     assert_eq!(delivery.content::<Value>().unwrap()["text"], "hello");
 
     let accepted = bob.direct_message("alice", "and to you").await.unwrap();
-    assert_eq!(accepted.outcome, Outcome::Sent);
+    assert!(matches!(accepted.outcome, Outcome::Sent | Outcome::Pending), "{accepted:?}");
     let delivery = next_delivery(&mut alice_events).await;
     assert_eq!((delivery.kind.clone(), delivery.content.get()), (DeliveryKind::Direct, r#""and to you""#));
     alice.direct_message_to("bob", "phone", &1).await.unwrap();
     let nowhere = alice.direct_message_to("bob", "laptop", &1).await.unwrap_err();
     assert!(nowhere.hub_error().unwrap().is(ErrorCode::ClientNotFound), "{nowhere}");
-    let away = alice.direct_message("carol", &1).await.unwrap_err();
-    assert!(away.hub_error().unwrap().is(ErrorCode::UserOffline), "{away}");
+    let stored = alice.direct_message("carol", &1).await.unwrap();
+    assert_eq!(stored.outcome, Outcome::Stored);
 
     bob.leave_room("garden").await.unwrap();
     alice.delete_room("garden").await.unwrap();
@@ -140,8 +140,14 @@ async fn every_request_has_its_reply() {
         _ => None,
     })
     .await;
-    // Named by the contract, and refused by a hub without an inbox: the connection stays.
-    alice.direct_message("bob", &1).require_ack().await.unwrap_err();
+    let accepted = alice.direct_message("bob", &2).require_ack().await.unwrap();
+    let delivery = find(&mut bob_events, |event| match event {
+        Event::Delivery(delivery) if delivery.require_ack => Some(delivery),
+        _ => None,
+    })
+    .await;
+    assert_eq!((&delivery.id, accepted.outcome), (&accepted.id, Outcome::Pending));
+    bob.ack([delivery.id.as_str()]).unwrap();
     alice.ack(["unknown"]).unwrap();
     alice.ping().await.unwrap();
 
@@ -149,6 +155,19 @@ async fn every_request_has_its_reply() {
     assert!(matches!(the_end(&mut alice_events).await, Cause::Requested));
     drop((bob, bob_events));
     expect_clients(&server, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_without_a_store_says_what_it_cannot_do() {
+    let server = hub("storage: {kind: none}").await;
+    let (alice, _alice_events) = connect(client(&server, "alice")).await;
+    let (_bob, _bob_events) = connect(client(&server, "bob")).await;
+    let away = alice.direct_message("carol", &1).await.unwrap_err();
+    assert!(away.hub_error().unwrap().is(ErrorCode::UserOffline), "{away}");
+    let refused = alice.direct_message("bob", &1).require_ack().await.unwrap_err();
+    assert!(refused.hub_error().unwrap().is(ErrorCode::InvalidFormat), "{refused}");
+    // The connection stays.
+    alice.direct_message("bob", &1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

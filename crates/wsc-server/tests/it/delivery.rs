@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 use wsc_testkit::{Client, ServerProcess};
 
-use crate::support::{assert_fields, hub, is_uuid_v7};
+use crate::support::{assert_fields, assert_on_its_way, hub, is_uuid_v7};
 
 /// Payloads that a program would like to tidy up on the way.
-const CONTENTS: &[&str] = &[
+pub(crate) const CONTENTS: &[&str] = &[
     "null",
     "true",
     "0",
@@ -38,7 +38,7 @@ async fn pair(server: &ServerProcess) -> (Client, Client) {
 }
 
 /// The text of `content` in a delivery, taken without parsing it.
-fn content_of(text: &str) -> &str {
+pub(crate) fn content_of(text: &str) -> &str {
     let start = text.find("\"content\":").expect("a content") + "\"content\":".len();
     let end = text.rfind("\"sender_id\":").expect("a sender after it");
     text[start..end].trim_end_matches(',')
@@ -106,7 +106,7 @@ async fn the_shape_of_a_direct_message_is_fixed() {
     let server = hub("").await;
     let (mut alice, mut bob) = pair(&server).await;
     let accepted = alice.tell("bob", json!("hi")).await;
-    assert_eq!(accepted["data"]["outcome"], "sent");
+    assert_on_its_way(&accepted["data"]);
     let text = bob.expect_text("a direct message").await;
     let delivery: Value = serde_json::from_str(&text).unwrap();
     let id = delivery["id"].as_str().unwrap();
@@ -252,19 +252,6 @@ async fn a_device_that_is_not_there_is_an_error() {
         alice.request_error(message, 4000).await;
     }
     bob.expect_quiet().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_who_is_away_is_an_error() {
-    let server = hub("").await;
-    let mut alice = Client::connect(&server.ws_url_as("alice")).await;
-    let data = json!({"target_id": "nobody", "content": 1});
-    let message = json!({"message_type": "direct_message", "data": data});
-    let error = alice.request_error(message.clone(), 4001).await;
-    assert_eq!(error["data"]["temporary"], false, "{error}");
-    // Errors are told without a message id, too.
-    alice.send(&message).await;
-    alice.expect_error(4001).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,6 +19,7 @@ mod interop;
 mod json;
 mod limits;
 mod metrics;
+mod reliable;
 mod requests;
 mod rooms;
 mod slow;

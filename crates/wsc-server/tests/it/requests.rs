@@ -237,27 +237,3 @@ async fn authenticate_is_answered_while_authentication_is_off() {
     assert_eq!(reply["message_type"], "error", "{reply}");
     client.expect_quiet().await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_ack_cannot_be_asked_for_without_a_store() {
-    let server = hub("").await;
-    let mut bob = Client::connect(&server.ws_url_as("bob")).await;
-    let mut alice = Client::connect(&server.ws_url_as("alice")).await;
-    alice.join("r1").await;
-    bob.join("r1").await;
-    for (kind, data) in [
-        ("direct_message", json!({"target_id": "bob", "content": 1})),
-        ("room_message", json!({"room_id": "r1", "content": 1})),
-    ] {
-        let request = json!({"message_type": kind, "require_ack": true, "data": data});
-        alice.request_error(request.clone(), 1001).await;
-        // Errors are told without a message id, too.
-        alice.send(&request).await;
-        alice.expect_error(1001).await;
-        // Not asking for one is fine, also in so many words.
-        let request = json!({"message_type": kind, "require_ack": false, "data": data});
-        alice.request_ok(request, "accepted").await;
-        let delivery = bob.expect(kind).await;
-        assert_eq!(delivery.get("require_ack"), None, "{delivery}");
-    }
-}

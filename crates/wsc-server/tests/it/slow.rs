@@ -65,7 +65,7 @@ async fn under_disconnect_the_slow_one_goes_and_the_others_lose_nothing() {
 /// Floods the room while the slow member does not read, then lets it read.
 /// Gives the numbers it got, in order, and how many were dropped.
 async fn flooded(policy: &str) -> (Vec<u64>, u64) {
-    let keys = format!("queue: {{max_bytes: 256KiB, policy: {policy}}}, max_retries: 0");
+    let keys = format!("queue: {{max_bytes: 256KiB, policy: {policy}}}, max_retries: 0, write_timeout: 5m");
     let server = hub(&keys).await;
     let mut slow = stalled(&server).await;
     let (mut talker, mut listener) = talkers(&server).await;
@@ -126,7 +126,7 @@ async fn under_drop_newest_the_oldest_arrive() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gap_is_told_before_the_next_delivery() {
-    let server = hub("queue: {max_bytes: 64KiB, policy: drop_oldest}, max_retries: 0").await;
+    let server = hub("queue: {max_bytes: 64KiB, policy: drop_oldest}, max_retries: 0, write_timeout: 5m").await;
     let mut slow = stalled(&server).await;
     let (mut talker, mut listener) = talkers(&server).await;
     for n in 0..FLOOD {
