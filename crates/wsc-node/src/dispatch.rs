@@ -17,7 +17,7 @@ use wsc_transport::{Message, Next};
 
 use crate::{
     context::{Context, guarded},
-    encode::{now_ms, with_frame},
+    encode::{now_ms, reply_frame, with_frame},
     hub::Hub,
     mail::{Answer, Answered, Reliability, Via},
     rooms::RoomOptions,
@@ -123,7 +123,15 @@ impl Connected {
                 let room_id = request.room_id()?;
                 self.permit_room(Permission::DeleteRoom, room_id, "you may not delete this room")?;
                 self.core.delete_room(room_id, Some(&self.session))?;
-                self.reply_room("room_deleted", id, room_id);
+                self.session.outbound.send_with(|| {
+                    // Nothing of the room comes after the answer.
+                    if let Some(seat) = self.session.joined.lock().take_deleted(room_id) {
+                        seat.room.fanout.leave(seat.slot);
+                    }
+                    Some(reply_frame("room_deleted", id, now_ms(), |json| {
+                        json.raw("{\"room_id\":").string(room_id).raw("}");
+                    }))
+                });
             }
             "room_members" => self.room_members(envelope)?,
             "ack" => self.verdict(envelope, Verdict::Acked)?,

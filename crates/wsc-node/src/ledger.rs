@@ -42,6 +42,8 @@ pub(crate) struct Transit {
     /// Connections that may still write it, and one for the sender until it has asked them all.
     open: AtomicU32,
     settled: AtomicBool,
+    /// A queue was too full for it.
+    refused: AtomicBool,
 }
 
 impl Transit {
@@ -61,8 +63,8 @@ impl Transit {
         if let Some(watch) = &watch {
             watch.attempt();
         }
-        let (open, settled) = (AtomicU32::new(1), AtomicBool::new(false));
-        Arc::new(Self { core: Arc::clone(core), id, body, recipient, is_remembered, watch, open, settled })
+        let (open, settled, refused) = (AtomicU32::new(1), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { core: Arc::clone(core), id, body, recipient, is_remembered, watch, open, settled, refused })
     }
 
     pub(crate) fn id(&self) -> Uuid {
@@ -118,6 +120,17 @@ impl Transit {
     /// Whether it needs no more tries.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Acquire)
+    }
+
+    /// A queue was too full for it.
+    pub(crate) fn refused(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// The sender has asked all connections that there are.
+    pub(crate) fn offered(self: &Arc<Self>) {
+        let is_refused = self.refused.load(Ordering::Relaxed);
+        self.one_less(if is_refused { FailureReason::QueueFull } else { FailureReason::ConnClosed });
     }
 
     /// One of those that might have written it cannot (or was never needed).

@@ -367,6 +367,11 @@ impl Core {
             self.retry(Arc::clone(transit), frame.plain().to_vec(), full, None);
             return;
         }
+        transit.refused();
+        if self.spills() {
+            // Whether it is stored or one of several devices has missed it shows when all have been asked.
+            return;
+        }
         for session in full {
             self.tell_gap(&session, frame.plain().len());
         }

@@ -169,7 +169,7 @@ impl Core {
             }
             Effect::Passed { id } => {
                 if let Some(transit) = desk.passing.remove(&id) {
-                    transit.one_less(FailureReason::ConnClosed);
+                    transit.offered();
                 }
             }
             Effect::Overflow { conn, id, bytes } => {
