@@ -58,7 +58,7 @@ impl FailureCounts {
 }
 
 /// Failures since the start. The three ways to divide them give the same sum.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct FailureTotals {
     by_reason: [u64; REASONS],
     by_user_type: [u64; TYPES],
@@ -124,7 +124,7 @@ impl Core {
         };
         let mut config = self.alert_config();
         let alerts = AlertHandler::new(config.clone().unwrap_or_default(), alert_all);
-        let mut seen = self.failure_totals();
+        let mut seen = FailureTotals::default();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(ALERT_INTERVAL) => {}

@@ -78,7 +78,9 @@ async fn a_connection_is_explained() {
     let user = hub.get("/api/users/alice").await.json();
     assert_eq!(user["devices"][0]["session"], entry["session"]);
     let away = hub.get("/api/users/bob").await.json();
-    assert_eq!(away, json!({"user_id": "bob", "online": false, "devices": []}));
+    let nothing = json!({"messages": 0, "bytes": 0});
+    let nobody = json!({"user_id": "bob", "online": false, "devices": [], "inbox": nothing, "unacked": 0});
+    assert_eq!(away, nobody);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

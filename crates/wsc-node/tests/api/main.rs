@@ -5,8 +5,11 @@
 mod access;
 mod bodies;
 mod embed;
+mod failures;
 mod lifecycle;
 mod listings;
 mod openapi;
+mod operators;
+mod presence;
 mod retries;
 mod support;

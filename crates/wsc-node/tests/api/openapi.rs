@@ -49,17 +49,12 @@ async fn what_is_described_is_served_and_nothing_else() {
 async fn what_comes_later_is_not_there() {
     let hub = hub("").await;
     for path in [
-        "/api/clients/{id}/trace",
         "/api/tokens/revoke",
         "/api/webhooks/dead",
         "/api/webhooks/dead/{id}/replay",
         "/api/admin/config/reload",
         "/api/admin/system/notice",
         "/api/admin/websocket/stats",
-        "/debug/callbacks",
-        "/debug/ack/stats",
-        "/debug/ack/pending",
-        "/debug/ack/retry",
         "/api",
         "/api/",
         "/ws/",
