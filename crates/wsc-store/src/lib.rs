@@ -1,8 +1,8 @@
 //! Where messages rest until their receiver has them.
 //!
 //! An [`InboxStore`] keeps, for each user, the messages that must survive: in the order in which they were accepted,
-//! within limits, until they are removed. [`MemoryInbox`] is the implementation in memory; every other one is held to
-//! the same contract by the checks in `conformance`.
+//! within limits, until they are removed. [`MemoryInbox`] is the implementation in memory, `EmbeddedInbox` the one in a
+//! file of this machine; every other one is held to the same contract by the checks in `conformance`.
 //!
 //! It deliberately does not know delivery: attempts, acknowledgements, windows and what a body means are the
 //! caller's. A body is bytes.
@@ -32,7 +32,7 @@
 //!
 //! - `conformance`: the checks that every implementation must pass, for its tests; with `embedded`, a disk that fails
 //!   on demand too.
-//! - `embedded`: [`EmbeddedInbox`], the inbox in a file of this machine.
+//! - `embedded`: `EmbeddedInbox`, the inbox in a file of this machine.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

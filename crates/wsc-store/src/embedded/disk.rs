@@ -2,12 +2,10 @@
 
 use std::{
     fs::OpenOptions,
-    io, mem,
+    io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use parking_lot::Mutex;
 use redb::{Builder, Database, StorageBackend, backends::FileBackend};
 
 use super::config::Durability;
@@ -19,7 +17,6 @@ use super::faulty::FaultyDisk;
 pub(super) struct Disk {
     place: Place,
     syncs: bool,
-    unsynced: Unsynced,
 }
 
 #[derive(Clone, Debug)]
@@ -29,17 +26,14 @@ enum Place {
     Faulty(FaultyDisk),
 }
 
-/// Where was written since the last sync that worked: offset and length.
-type Unsynced = Arc<Mutex<Vec<(u64, usize)>>>;
-
 impl Disk {
     pub(super) fn file(path: PathBuf, durability: Durability) -> Self {
-        Self { place: Place::File(path), syncs: durability == Durability::Fsync, unsynced: Arc::default() }
+        Self { place: Place::File(path), syncs: durability == Durability::Fsync }
     }
 
     #[cfg(any(test, feature = "conformance"))]
     pub(super) fn faulty(disk: FaultyDisk) -> Self {
-        Self { place: Place::Faulty(disk), syncs: true, unsynced: Arc::default() }
+        Self { place: Place::Faulty(disk), syncs: true }
     }
 
     /// The file, for messages.
@@ -73,51 +67,25 @@ impl Disk {
     }
 
     fn open_in(&self, file: impl StorageBackend, cache_bytes: usize) -> Result<Database, redb::DatabaseError> {
-        let file = Tracked { file, syncs: self.syncs, unsynced: Arc::clone(&self.unsynced) };
-        let has_failed = file.write_again()?;
-        let mut database = Builder::new().set_cache_size(cache_bytes).create_with_backend(file)?;
-        if has_failed {
-            // What was written again is what the system still had. It need not have been all.
-            database.check_integrity()?;
-        }
-        Ok(database)
+        Builder::new().set_cache_size(cache_bytes).create_with_backend(Synced { file, syncs: self.syncs })
     }
 }
 
-/// A file that remembers what a failed sync may have lost.
-///
-/// After a sync that fails, the system may take what was not written for written: reads show it, a later sync has
-/// nothing to do and works, and the next power cut loses it. So it is written once more before the file is used again.
+/// A file that is synced, or is not.
 ///
 /// It takes no locks: the data directory's is held from the first opening to the end, also while a failed database is
 /// opened again.
+///
+/// After a sync that fails, systems take for written what is not: reads show it, and later syncs pass it by. That is no
+/// danger here. The database names new pages in its header only after their sync has worked, and it writes the header
+/// anew with each commit, so nothing that a failed sync may have lost is ever built upon.
 #[derive(Debug)]
-struct Tracked<F> {
+struct Synced<F> {
     file: F,
     syncs: bool,
-    unsynced: Unsynced,
 }
 
-impl<F: StorageBackend> Tracked<F> {
-    /// Writes again what no sync has confirmed; whether there was such a thing.
-    fn write_again(&self) -> io::Result<bool> {
-        let unsynced = self.unsynced.lock().clone();
-        if unsynced.is_empty() {
-            return Ok(false);
-        }
-        let len = self.file.len()?;
-        for (offset, size) in unsynced {
-            let size = size.min(usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX));
-            let mut data = vec![0; size];
-            self.file.read(offset, &mut data)?;
-            self.file.write(offset, &data)?;
-        }
-        self.sync_data()?;
-        Ok(true)
-    }
-}
-
-impl<F: StorageBackend> StorageBackend for Tracked<F> {
+impl<F: StorageBackend> StorageBackend for Synced<F> {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }
@@ -131,17 +99,10 @@ impl<F: StorageBackend> StorageBackend for Tracked<F> {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if !self.syncs {
-            return Ok(());
-        }
-        let unsynced = mem::take(&mut *self.unsynced.lock());
-        self.file.sync_data().inspect_err(|_| self.unsynced.lock().extend(unsynced))
+        if self.syncs { self.file.sync_data() } else { Ok(()) }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if self.syncs {
-            self.unsynced.lock().push((offset, data.len()));
-        }
         self.file.write(offset, data)
     }
 

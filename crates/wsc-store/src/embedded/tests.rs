@@ -305,10 +305,12 @@ async fn what_failed_does_not_come_back() {
         let store = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0;
         store.append(entries(&[(0, 1, 1)])).await.unwrap();
         disk.fail_after(works_for);
-        let failed = store.append(entries(&[(0, 2, 2)])).await.is_err();
+        // More than one row of the journal: the next commit must not just happen to take the place of all of them.
+        let large = |n| NewEntry::new(name(0), Uuid::from_u128(n), vec![7; 50_000].into());
+        let failed = store.append((2..5).map(large).collect()).await.is_err();
         disk.set_failing(false);
         recover(&store).await;
-        let expected = if failed { 1 } else { 2 };
+        let expected = if failed { 1 } else { 4 };
         assert_eq!(store.depth(&name(0)).await.unwrap().messages, expected, "after {works_for} operations");
         store.close().await.unwrap();
         let opened = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().1;

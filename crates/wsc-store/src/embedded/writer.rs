@@ -233,7 +233,6 @@ impl Writer {
             drop(state);
             // A call of its own failed to get here, so there is no storm to fear from those who wait.
             self.shared.moved.notify_waiters();
-            // Twice as long each time: after a failed sync, a try reads the whole file.
             self.state.patience = (self.state.patience * 2).clamp(RETRY, RETRY_MOST);
             self.state.failed = Some((failure.clone(), Instant::now() + self.state.patience));
             self.state.moves_more = false;
