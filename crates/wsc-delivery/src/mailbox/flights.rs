@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use hashbrown::HashTable;
 use slab::Slab;
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -16,7 +17,8 @@ use super::{Kind, Letter, Millis, Place, Slot};
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     all: Slab<Flight>,
-    by_id: IdMap<Key>,
+    /// Only keys: the ids stand in the flights.
+    by_id: HashTable<Key>,
     /// Each flight stands here at most once, under its own `due`.
     due: BTreeSet<(Millis, Key)>,
 }
@@ -114,7 +116,7 @@ impl Flights {
     }
 
     pub(super) fn find(&self, id: Uuid) -> Option<Key> {
-        self.by_id.get(&id).copied()
+        self.by_id.find(hash(id), |key| self.all.get(*key as usize).is_some_and(|flight| flight.id == id)).copied()
     }
 
     pub(super) fn get(&self, key: Key) -> Option<&Flight> {
@@ -144,19 +146,23 @@ impl Flights {
             only: letter.only.map(Box::new),
             due: NEVER,
         }) as Key;
-        self.by_id.insert(id, key);
+        let all = &self.all;
+        let rehash = |key: &Key| all.get(*key as usize).map_or(0, |flight| hash(flight.id));
+        self.by_id.insert_unique(hash(id), key, rehash);
         key
     }
 
     pub(super) fn remove(&mut self, key: Key) -> Option<Flight> {
         let flight = self.all.try_remove(key as usize)?;
-        self.by_id.remove(&flight.id);
+        if let Ok(entry) = self.by_id.find_entry(hash(flight.id), |k| *k == key) {
+            entry.remove();
+        }
         if flight.due != NEVER {
             self.due.remove(&(flight.due, key));
         }
         if self.all.is_empty() && self.all.capacity() > KEPT_CAPACITY {
             self.all = Slab::new();
-            self.by_id = IdMap::default();
+            self.by_id = HashTable::new();
         }
         Some(flight)
     }
@@ -234,12 +240,16 @@ impl Hasher for IdHasher {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        if let Some(end) = bytes.last_chunk::<8>() {
-            let product = u128::from(u64::from_le_bytes(*end)) * 0x9E37_79B9_7F4A_7C15;
-            self.0 = product as u64 ^ (product >> 64) as u64;
+        if let Ok(id) = Uuid::from_slice(bytes) {
+            self.0 = hash(id);
         }
     }
 
     /// The length in front of the bytes, always the same.
     fn write_usize(&mut self, _: usize) {}
+}
+
+fn hash(id: Uuid) -> u64 {
+    let product = u128::from(id.as_u128() as u64) * 0x9E37_79B9_7F4A_7C15;
+    product as u64 ^ (product >> 64) as u64
 }

@@ -1,11 +1,10 @@
 //! The machine from outside: the state table row by row, with exact times.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use wsc_protocol::{FailureReason, Fate};
+use proptest::prelude::*;
+use wsc_protocol::FailureReason;
 
-use super::{Transmission::*, Whereabouts::*, *};
+use super::{Transmission::*, *};
 
 /// A mailbox with a store that answers at once, unless it is held up, and connections that say what they are told to.
 struct Bench {
@@ -82,7 +81,8 @@ impl Bench {
                         effects.extend(fresh);
                     }
                     Effect::Remove { id } => {
-                        self.store.retain(|_, letter| letter.id != *id);
+                        let place = self.store.iter().find(|(_, letter)| letter.id == *id).map(|(place, _)| *place);
+                        place.and_then(|place| self.store.remove(&place));
                         continue;
                     }
                     Effect::Take { id, verdict } => {
@@ -407,4 +407,488 @@ fn the_store_refuses() {
     bench.input(Input::NotCommitted { id: id(1), refusal: Refusal::Full });
     assert_eq!(bench.look(), ["ignored 1", "refused 1 Full"]);
     assert!(bench.mailbox.is_idle());
+}
+
+// Order.
+
+#[test]
+fn a_plain_letter_does_not_overtake_one_that_is_being_stored() {
+    let mut bench = Bench::new();
+    bench.connect(A);
+    bench.input(Input::Accept(reliable(1)));
+    bench.input(Input::Accept(reliable(2)));
+    bench.input(Input::Pass(plain(3)));
+    assert!(bench.mailbox.holds_back());
+    // The answers come in any order.
+    bench.store.insert(2, reliable(2));
+    bench.input(Input::Committed { id: id(2), place: Place(2) });
+    assert!(bench.look().is_empty());
+    bench.store.insert(1, reliable(1));
+    bench.input(Input::Committed { id: id(1), place: Place(1) });
+    assert_eq!(
+        bench.look(),
+        ["accepted 1 InFlight", "A 1 #1", "accepted 2 InFlight", "A 2 #1", "A passed 3", "passed 3"]
+    );
+    assert!(!bench.mailbox.holds_back());
+}
+
+#[test]
+fn a_passed_letter_without_anybody_has_passed() {
+    let mut bench = Bench::new();
+    bench.input(Input::Pass(plain(1)));
+    assert_eq!(bench.look(), ["passed 1"]);
+    assert!(bench.mailbox.is_idle());
+}
+
+#[test]
+fn what_comes_during_a_replay_comes_behind_it_and_is_live() {
+    let mut bench = Bench::resting([reliable(1), reliable(2)]);
+    bench.config.window_messages = 1;
+    bench.connect(A);
+    bench.accept(reliable(3));
+    bench.input(Input::Pass(plain(4)));
+    bench.accept(reliable(5));
+    assert_eq!(bench.look(), ["moved 1 InFlight", "A 1 #1 offline", "accepted 3 Resting", "accepted 5 Resting"]);
+    bench.input(Input::Acked { id: id(1) });
+    bench.look();
+    bench.input(Input::Acked { id: id(2) });
+    // Behind what stood in front of it, not behind the whole replay.
+    let told = bench.look();
+    assert_eq!(told, ["settled 2 acked from InFlight after 1", "moved 3 InFlight", "A 3 #1", "A passed 4", "passed 4"]);
+    bench.input(Input::Acked { id: id(3) });
+    assert_eq!(bench.look()[1..], ["moved 5 InFlight", "A 5 #1"]);
+    bench.input(Input::Acked { id: id(5) });
+    assert!(bench.mailbox.is_idle());
+}
+
+#[test]
+fn replayed_is_offline_and_committed_meanwhile_is_live() {
+    let mut bench = Bench::resting([reliable(1)]);
+    bench.holds_pages = true;
+    bench.connect(A);
+    bench.accept(reliable(2));
+    bench.holds_pages = false;
+    let page = bench.pages.pop_front().unwrap();
+    bench.input(page);
+    let told = bench.look();
+    assert_eq!(told, ["accepted 2 Resting", "moved 1 InFlight", "A 1 #1 offline", "moved 2 InFlight", "A 2 #1"]);
+}
+
+// Windows.
+
+#[test]
+fn the_window_is_never_exceeded_and_opens_with_acknowledgements() {
+    let mut bench = Bench::resting((1..=10).map(reliable));
+    bench.config.window_messages = 3;
+    bench.connect(A);
+    assert_eq!(bench.copies(A), [1, 2, 3]);
+    bench.input(Input::Acked { id: id(2) });
+    assert_eq!(bench.copies(A), [4]);
+    // Not more is read than there is room for.
+    assert!(bench.reads.iter().all(|(_, messages, _)| *messages <= 3), "{:?}", bench.reads);
+    bench.config.window_messages = 128;
+    bench.config.window_bytes = 350;
+    bench.input(Input::Nacked { id: id(1) });
+    assert_eq!(bench.copies(A), [5]);
+}
+
+#[test]
+fn one_letter_always_fits_into_the_window() {
+    let mut bench = Bench::resting([reliable(1), reliable(2)]);
+    bench.config.window_bytes = 1;
+    bench.connect(A);
+    assert_eq!(bench.copies(A), [1]);
+    bench.input(Input::Acked { id: id(1) });
+    assert_eq!(bench.copies(A), [2]);
+}
+
+#[test]
+fn a_live_connection_with_a_full_window_goes_on_from_the_store() {
+    let mut bench = Bench::new();
+    bench.config.window_messages = 2;
+    bench.connect(A);
+    for n in 1..=4 {
+        bench.accept(reliable(n));
+    }
+    assert_eq!(bench.copies(A), [1, 2]);
+    assert_eq!(bench.mailbox.in_flight(), 2);
+    bench.look();
+    bench.input(Input::Acked { id: id(1) });
+    assert_eq!(bench.look()[1..], ["moved 3 InFlight", "A 3 #1"]);
+    bench.input(Input::Acked { id: id(2) });
+    bench.input(Input::Acked { id: id(3) });
+    bench.input(Input::Acked { id: id(4) });
+    assert!(bench.mailbox.is_idle() && bench.store.is_empty());
+}
+
+#[test]
+fn plain_letters_take_no_place_in_the_window() {
+    let mut bench = Bench::resting([reliable(1), plain(2), plain(3), reliable(4)]);
+    bench.config.window_messages = 2;
+    bench.connect(A);
+    assert_eq!(bench.copies(A), [1, 2, 3, 4]);
+}
+
+#[test]
+fn many_stored_plain_letters_do_not_flood_a_slow_connection() {
+    let mut bench = Bench::resting((1..=100).map(plain));
+    bench.config.window_messages = 4;
+    bench.answers.insert(A, Queued);
+    bench.connect(A);
+    assert_eq!(bench.copies(A), [1, 2, 3, 4]);
+    bench.input(Input::Written { conn: A, id: id(1) });
+    assert_eq!(bench.copies(A), [5]);
+}
+
+#[test]
+fn a_hundred_thousand_resting_letters_pass_through_one_window() {
+    let mut bench = Bench::resting((1..=100_000).map(reliable));
+    bench.config.window_bytes = u64::MAX;
+    bench.connect(A);
+    for n in 1..=100_000 {
+        assert!(bench.mailbox.in_flight() <= 128);
+        bench.input(Input::Acked { id: id(n) });
+        bench.told.clear();
+        bench.reads.clear();
+    }
+    assert!(bench.mailbox.is_idle() && bench.store.is_empty());
+}
+
+// What is held behind a replay.
+
+#[test]
+fn what_is_held_is_bounded_and_overflows_by_name() {
+    let mut bench = Bench::resting([reliable(1), reliable(2)]);
+    bench.config.window_messages = 1;
+    bench.config.held_bytes = 250;
+    bench.connect(A);
+    for n in 3..=5 {
+        bench.input(Input::Pass(plain(n)));
+    }
+    assert_eq!(bench.look()[2..], ["overflow 5 100", "passed 5"]);
+    bench.input(Input::Disconnected { conn: A });
+    assert_eq!(bench.look(), ["passed 3", "passed 4", "moved 1 Resting"]);
+    assert!(bench.mailbox.is_idle());
+}
+
+#[test]
+fn an_empty_hold_takes_one_letter_of_any_size() {
+    let mut bench = Bench::resting([reliable(1), reliable(2)]);
+    bench.config.window_messages = 1;
+    bench.config.held_bytes = 1;
+    bench.connect(A);
+    bench.input(Input::Pass(plain(3)));
+    bench.look();
+    bench.input(Input::Acked { id: id(1) });
+    bench.input(Input::Acked { id: id(2) });
+    let told = bench.look();
+    assert!(told.contains(&"A passed 3".to_owned()) && told.contains(&"passed 3".to_owned()), "{told:?}");
+}
+
+#[test]
+fn who_never_acknowledges_still_gets_live_messages() {
+    let mut bench = Bench::resting((1..=5).map(reliable));
+    bench.config.window_messages = 2;
+    bench.config.ack_max_retries = 0;
+    bench.connect(A);
+    bench.input(Input::Pass(plain(9)));
+    bench.look();
+    bench.pass_time(5_000);
+    assert_eq!(
+        bench.look(),
+        ["timeout 1 #1 last", "moved 1 Resting", "A passed 9", "passed 9", "timeout 2 #1 last", "moved 2 Resting"]
+    );
+    // The rest keeps resting, and is tried again.
+    assert!(!bench.mailbox.holds_back() && bench.mailbox.in_flight() == 0);
+    bench.pass_time(60_000);
+    assert_eq!(bench.copies(A), [1, 2]);
+}
+
+// Queues that are full, and copies that get lost.
+
+#[test]
+fn a_reliable_letter_that_found_no_room_rests_and_comes_again() {
+    let mut bench = Bench::new();
+    bench.answers.insert(A, Full);
+    bench.connect(A);
+    bench.accept(reliable(1));
+    assert_eq!(bench.look(), ["accepted 1 InFlight", "A 1 #1", "moved 1 Resting"]);
+    bench.pass_time(59_999);
+    assert!(bench.look().is_empty(), "not in a tight loop");
+    bench.answers.clear();
+    bench.pass_time(1);
+    assert_eq!(bench.look(), ["moved 1 InFlight", "A 1 #1 offline"]);
+}
+
+#[test]
+fn a_full_queue_ends_the_replay_and_nothing_more_is_sent() {
+    let mut bench = Bench::resting((1..=5).map(reliable));
+    bench.answers.insert(A, Full);
+    bench.connect(A);
+    assert_eq!(bench.look(), ["moved 1 InFlight", "A 1 #1 offline", "moved 1 Resting"]);
+    assert!(!bench.mailbox.holds_back());
+}
+
+#[test]
+fn a_copy_that_left_the_queue_rests_unless_another_is_on_its_way() {
+    let mut bench = Bench::new();
+    bench.answers.extend([(A, Queued), (B, Queued)]);
+    bench.connect(A);
+    bench.connect(B);
+    bench.accept(reliable(1));
+    bench.look();
+    bench.input(Input::Lost { conn: A, id: id(1) });
+    assert!(bench.look().is_empty());
+    bench.input(Input::Lost { conn: B, id: id(1) });
+    assert_eq!(bench.look(), ["moved 1 Resting"]);
+}
+
+#[test]
+fn no_second_copy_is_queued_behind_the_first() {
+    let mut bench = Bench::new();
+    bench.config.ack_max_retries = 1;
+    bench.answers.insert(B, Queued);
+    bench.connect(A);
+    bench.connect(B);
+    bench.accept(reliable(1));
+    bench.look();
+    bench.pass_time(7_000);
+    assert_eq!(bench.look(), ["timeout 1 #1", "retry 1 #2", "A 1 #2"]);
+    bench.pass_time(5_000);
+    assert_eq!(bench.look(), ["timeout 1 #2 last", "moved 1 Resting"]);
+    // Nor after it has rested: the copy that is still queued there is the one.
+    bench.pass_time(60_000);
+    assert_eq!(bench.look(), ["moved 1 InFlight", "A 1 #1 offline"]);
+    bench.input(Input::Written { conn: B, id: id(1) });
+    bench.pass_time(7_000);
+    assert_eq!(bench.look(), ["timeout 1 #1", "retry 1 #2", "A 1 #2 offline", "B 1 #2 offline"]);
+}
+
+// Several devices.
+
+#[test]
+fn a_second_device_gets_what_is_in_flight_with_the_same_attempt() {
+    let mut bench = Bench::new();
+    bench.connect(A);
+    bench.accept(reliable(1));
+    bench.pass_time(7_000);
+    bench.look();
+    bench.connect(B);
+    assert_eq!(bench.look(), ["B 1 #2 offline"]);
+    // The time runs from the last hand-over.
+    bench.pass_time(4_999);
+    assert!(bench.look().is_empty());
+    bench.input(Input::Acked { id: id(1) });
+    assert_eq!(bench.look(), ["settled 1 acked from InFlight after 2"]);
+    bench.pass_time(100_000);
+    assert!(bench.look().is_empty() && bench.mailbox.is_idle());
+}
+
+#[test]
+fn an_acknowledgement_on_any_device_opens_every_window() {
+    let mut bench = Bench::resting([reliable(1), reliable(2)]);
+    bench.config.window_messages = 1;
+    bench.connect(A);
+    bench.connect(B);
+    assert_eq!((bench.copies(A), bench.copies(B)), (vec![1], vec![1]));
+    bench.input(Input::Acked { id: id(1) });
+    assert_eq!((bench.copies(A), bench.copies(B)), (vec![2], vec![2]));
+}
+
+#[test]
+fn one_device_of_two_goes_and_nothing_rests() {
+    let mut bench = Bench::new();
+    bench.connect(A);
+    bench.connect(B);
+    bench.accept(reliable(1));
+    bench.look();
+    bench.input(Input::Disconnected { conn: A });
+    bench.pass_time(7_000);
+    assert_eq!(bench.look(), ["timeout 1 #1", "retry 1 #2", "B 1 #2"]);
+}
+
+#[test]
+fn what_is_for_one_connection_is_everybodys_when_that_is_gone() {
+    let mut bench = Bench::new();
+    bench.connect(A);
+    bench.connect(B);
+    bench.accept(Letter { only: Some(A), ..reliable(1) });
+    assert_eq!(bench.look(), ["accepted 1 InFlight", "A 1 #1"]);
+    bench.input(Input::Disconnected { conn: A });
+    assert_eq!(bench.look(), ["B 1 #1"], "it does not wait for a timeout");
+
+    // Also where it had not been sent yet.
+    let mut bench = Bench::resting([reliable(1), Letter { only: Some(A), ..reliable(2) }]);
+    bench.config.window_messages = 1;
+    bench.connect(A);
+    bench.connect(B);
+    bench.input(Input::Disconnected { conn: A });
+    bench.look();
+    bench.input(Input::Acked { id: id(1) });
+    assert_eq!(bench.copies(B), [2]);
+}
+
+#[test]
+fn gone_is_disconnected() {
+    let mut bench = Bench::new();
+    bench.answers.insert(A, Gone);
+    bench.connect(A);
+    bench.accept(reliable(1));
+    assert_eq!(bench.look(), ["accepted 1 InFlight", "A 1 #1", "moved 1 Resting"]);
+    assert!(bench.mailbox.is_idle());
+    bench.input(Input::Disconnected { conn: A });
+    assert!(bench.look().is_empty());
+}
+
+// Stores that are slow, or fail.
+
+#[test]
+fn a_stale_page_brings_nothing_back() {
+    for verdict in [true, false] {
+        let mut bench = Bench::resting([reliable(1), reliable(2)]);
+        bench.holds_pages = true;
+        bench.connect(A);
+        bench.input(if verdict { Input::Acked { id: id(1) } } else { Input::Nacked { id: id(1) } });
+        bench.look();
+        bench.holds_pages = false;
+        let page = bench.pages.pop_front().unwrap();
+        bench.input(page);
+        assert_eq!(bench.look(), ["moved 2 InFlight", "A 2 #1 offline"]);
+    }
+}
+
+#[test]
+fn a_page_that_shows_what_is_not_accepted_yet_stops_there() {
+    let mut bench = Bench::resting([reliable(1)]);
+    bench.input(Input::Accept(reliable(2)));
+    bench.store.insert(2, reliable(2));
+    bench.connect(A);
+    assert_eq!(bench.look(), ["moved 1 InFlight", "A 1 #1 offline"]);
+    bench.input(Input::Committed { id: id(2), place: Place(2) });
+    assert_eq!(bench.look(), ["accepted 2 Resting", "moved 2 InFlight", "A 2 #1"]);
+}
+
+#[test]
+fn a_failed_read_is_repeated_and_the_replay_goes_on() {
+    let mut bench = Bench::resting([reliable(1)]);
+    bench.holds_pages = true;
+    bench.connect(A);
+    bench.pages.clear();
+    bench.input(Input::ReadFailed { after: None });
+    assert!(bench.mailbox.holds_back() && !bench.mailbox.is_idle());
+    bench.holds_pages = false;
+    bench.pass_time(1_999);
+    assert_eq!(bench.reads.len(), 1);
+    bench.pass_time(1);
+    assert_eq!(bench.look(), ["moved 1 InFlight", "A 1 #1 offline"]);
+}
+
+#[test]
+fn one_page_is_open_at_a_time() {
+    let mut bench = Bench::resting([reliable(1)]);
+    bench.holds_pages = true;
+    bench.connect(A);
+    bench.connect(B);
+    assert_eq!(bench.reads.len(), 1);
+    let page = bench.pages.pop_front().unwrap();
+    bench.input(page);
+    assert_eq!(bench.reads.len(), 2);
+}
+
+fn any_input() -> impl Strategy<Value = Input> {
+    let any_id = (1..6_u64).prop_map(id);
+    let any_conn = (0..3_u64).prop_map(|n| Uuid::from_u128(0xA + u128::from(n)));
+    let any_letter = (1..6_u64, any::<bool>(), prop::option::of(0..50_u64), prop::option::of(any_conn.clone()))
+        .prop_map(|(n, is_plain, expires_at, only)| {
+            let kind = if is_plain { Kind::Plain } else { Kind::Reliable };
+            Letter { kind, expires_at, only, ..reliable(n) }
+        });
+    let any_after = prop::option::of((0..8_u64).prop_map(Place));
+    let result = prop::sample::select(vec![Written, Queued, Full, Gone]);
+    let verdict = prop::sample::select(vec![Verdict::Acked, Verdict::Rejected, Verdict::Expired]);
+    prop_oneof![
+        any_letter.clone().prop_map(Input::Accept),
+        any_letter.clone().prop_map(Input::Pass),
+        (any_id.clone(), 0..8_u64).prop_map(|(id, place)| Input::Committed { id, place: Place(place) }),
+        any_id.clone().prop_map(|id| Input::NotCommitted { id, refusal: Refusal::Full }),
+        (any_conn.clone(), any::<bool>()).prop_map(|(conn, nothing_rests)| Input::Connected { conn, nothing_rests }),
+        any_conn.clone().prop_map(|conn| Input::Disconnected { conn }),
+        (any_conn.clone(), any_id.clone(), result).prop_map(|(conn, id, result)| Input::Transmitted {
+            conn,
+            id,
+            result
+        }),
+        (any_conn.clone(), any_id.clone()).prop_map(|(conn, id)| Input::Written { conn, id }),
+        (any_conn, any_id.clone()).prop_map(|(conn, id)| Input::Lost { conn, id }),
+        any_id.clone().prop_map(|id| Input::Acked { id }),
+        any_id.clone().prop_map(|id| Input::Nacked { id }),
+        (any_after.clone(), prop::collection::vec((0..8_u64, any_letter.clone()), 0..4), any::<bool>()).prop_map(
+            |(after, letters, has_more)| {
+                let letters = letters.into_iter().map(|(place, letter)| (Place(place), letter)).collect();
+                Input::Page { after, letters, has_more }
+            }
+        ),
+        any_after.prop_map(|after| Input::ReadFailed { after }),
+        (any_id, verdict, prop::option::of(any_letter.clone())).prop_map(|(id, verdict, letter)| Input::Taken {
+            id,
+            verdict,
+            letter
+        }),
+        any_letter.prop_map(|letter| Input::Expired { letter }),
+        Just(Input::Wake),
+    ]
+}
+
+proptest! {
+    /// Nothing that it is told makes a mailbox panic, answer differently the second time, settle what it did not
+    /// accept, or hold on to anything when all is over.
+    #[test]
+    fn nonsense_does_no_harm(steps in prop::collection::vec((0..20_u64, any_input()), 0..120), window in 0..3_usize) {
+        let config = MailboxConfig {
+            ack_timeout: std::time::Duration::from_millis(10),
+            ack_retry_interval: std::time::Duration::ZERO,
+            retry_interval: std::time::Duration::from_millis(30),
+            window_messages: window,
+            held_bytes: 150,
+            ..MailboxConfig::default()
+        };
+        let run = || {
+            let (mut mailbox, mut all, mut now) = (Mailbox::new(), Vec::new(), 0);
+            for (pause, input) in &steps {
+                now += pause;
+                let mut effects = Vec::new();
+                mailbox.handle(now, &config, input.clone(), &mut effects);
+                let departures = effects.iter().filter(|effect| match effect {
+                    Effect::Accepted { at, .. } => *at == Whereabouts::InFlight,
+                    Effect::Moved { to, .. } => *to == Whereabouts::InFlight,
+                    _ => false,
+                });
+                assert!(departures.count() <= mailbox.in_flight() + effects.len());
+                all.extend(effects);
+            }
+            (mailbox, all, now)
+        };
+        let (mut mailbox, effects, now) = run();
+        prop_assert_eq!(&effects, &run().1);
+
+        // Each departure has its return or its end.
+        let mut in_flight = 0_i64;
+        for effect in &effects {
+            match effect {
+                Effect::Accepted { at: Whereabouts::InFlight, .. } => in_flight += 1,
+                Effect::Moved { to: Whereabouts::InFlight, .. } => in_flight += 1,
+                Effect::Moved { to: Whereabouts::Resting, .. } => in_flight -= 1,
+                Effect::Settled { was: Whereabouts::InFlight, .. } => in_flight -= 1,
+                _ => {}
+            }
+        }
+        prop_assert_eq!(in_flight, mailbox.in_flight() as i64);
+
+        // When everybody has gone, nothing is in memory but what the store has not answered.
+        let mut effects = Vec::new();
+        for conn in [0xA, 0xB, 0xC] {
+            mailbox.handle(now, &config, Input::Disconnected { conn: Uuid::from_u128(conn) }, &mut effects);
+        }
+        prop_assert_eq!((mailbox.in_flight(), mailbox.next_wake()), (0, None));
+    }
 }

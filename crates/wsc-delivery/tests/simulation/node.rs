@@ -37,7 +37,8 @@ impl World {
                 let to: Vec<_> = self.conns.values().filter(|c| c.user == user).map(|c| c.session).collect();
                 let only = letter.only;
                 for conn in to.into_iter().filter(|conn| only.is_none_or(|only| only == *conn)) {
-                    self.transmit(user, Copy { conn, id: letter.id, body: letter.body.clone(), sort: Sort::Passed });
+                    let copy = Copy { conn, id: letter.id, body: letter.body.clone(), sort: Sort::Passed };
+                    self.transmit(user, &copy);
                 }
                 self.oracle.passed(letter.id, &self.conns);
             }
@@ -94,7 +95,7 @@ impl World {
             Effect::Take { id, verdict } => self.take(user, id, verdict),
             Effect::Transmit(copy) => {
                 let (conn, id) = (copy.conn, copy.id);
-                let result = self.transmit(user, copy);
+                let result = self.transmit(user, &copy);
                 self.handle(user, Input::Transmitted { conn, id, result });
             }
             Effect::Accepted { id, at } => self.oracle.accepted(user, id, at),
@@ -113,11 +114,11 @@ impl World {
         }
     }
 
-    fn transmit(&mut self, user: usize, copy: Copy) -> wsc_delivery::mailbox::Transmission {
-        self.oracle.transmits(user, &copy, self.now, &self.config, &mut self.conns);
+    fn transmit(&mut self, user: usize, copy: &Copy) -> wsc_delivery::mailbox::Transmission {
+        self.oracle.transmits(user, copy, self.now, &self.config, &mut self.conns);
         let result = self.transmit_to(copy.conn, copy.id, copy.sort != Sort::Passed);
         self.note(|| format!("{user}   {result:?}"));
-        self.oracle.transmitted(&copy, result, &mut self.conns);
+        self.oracle.transmitted(copy, result, &mut self.conns);
         result
     }
 
@@ -150,7 +151,7 @@ impl World {
         }
     }
 
-    pub(crate) fn check_end(&mut self) {
+    pub(crate) fn check_end(&self) {
         for user in 0..self.nodes.len() {
             self.oracle.check_store(user, &self.store);
             if let Some(node) = &self.nodes[user] {

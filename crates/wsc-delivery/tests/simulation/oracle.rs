@@ -285,18 +285,13 @@ impl Oracle {
         if is_replay == Some(false) {
             assert!(fact.accepted_at > conn.moment, "{id} is a replay on {}", copy.conn);
         }
-        if conn.seen.insert(id) {
-            if fact.letter.only.is_none() && fact.position > conn.unordered_to {
-                assert!(fact.position > conn.newest, "{id} comes late on {}", copy.conn);
-                conn.newest = fact.position;
-                // What was handed in before the connection was there is a replay, what came later is live.
-                if let Some(is_replay) = is_replay
-                    && conn.unordered_to == 0
-                    && fact.position > conn.since
-                {
-                    assert!(!is_replay, "{id} is live on {}", copy.conn);
-                }
-            }
+        let is_first = conn.seen.insert(id);
+        if is_first && fact.letter.only.is_none() && fact.position > conn.unordered_to {
+            assert!(fact.position > conn.newest, "{id} comes late on {}", copy.conn);
+            conn.newest = fact.position;
+            // What was handed in before the connection was there is a replay, what came later is live.
+            let is_late = conn.unordered_to == 0 && fact.position > conn.since;
+            assert!(!is_late || is_replay != Some(true), "{id} is live on {}", copy.conn);
         }
     }
 
@@ -313,7 +308,7 @@ impl Oracle {
         }
     }
 
-    fn lost_copy(&mut self, conn: Uuid, id: Uuid, conns: &mut Conns) {
+    fn lost_copy(&self, conn: Uuid, id: Uuid, conns: &mut Conns) {
         let position = self.handed_in;
         if let Some(conn) = conns.get_mut(&conn) {
             conn.attempts.remove(&id);
@@ -389,7 +384,7 @@ impl Oracle {
     }
 
     /// The store was not able to look for a letter, which may have been left out of replays meanwhile.
-    pub(crate) fn not_taken(&mut self, user: usize, conns: &mut Conns) {
+    pub(crate) fn not_taken(&self, user: usize, conns: &mut Conns) {
         for conn in conns.values_mut().filter(|conn| conn.user == user) {
             conn.unordered_to = self.handed_in;
         }

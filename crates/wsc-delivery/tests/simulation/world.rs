@@ -98,7 +98,6 @@ impl World {
     }
 
     pub(crate) fn run(&mut self) {
-        self.note(|| String::new());
         let (users, length) = (self.nodes.len(), self.length);
         for user in 0..users {
             let bursts = self.rng.usize(3..25);
