@@ -59,7 +59,9 @@
 //!
 //! ```no_run
 //! # fn watch(hub: &wsc_hub::Hub) -> Result<(), Box<dyn std::error::Error>> {
-//! hub.events().register_sync("user.*".parse()?, |event| println!("{event:?}"));
+//! let callbacks = hub.callbacks();
+//! let id = callbacks.register_callback("user.*", |event: &wsc_hub::Event| println!("{event:?}"))?;
+//! assert!(callbacks.unregister_callback(id));
 //! # Ok(())
 //! # }
 //! ```
@@ -85,6 +87,11 @@ mod inbox;
 pub use inbox::{OpenedInbox, open_inbox};
 pub use wsc_config::Settings;
 pub use wsc_delivery::{SendAttempt, SendResult};
+pub use wsc_events::{CallbackId, CallbackManager, DebugInfo, EventBus, EventFilter, EventObserver};
+pub use wsc_failure::{
+    AlertSink, ConnectionErrorHandler, FailureAlert, FailureEvent, FailureHandlerRegistry, FailureRouter, HandlerId,
+    QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler,
+};
 pub use wsc_node::{
     Context, Hub, HubBuilder, ListenError, MessageFate, MessageHandler, PairFate, RoomInfo, RoomOptions, SendOptions,
     SendReceipt, StartError,
