@@ -15,7 +15,8 @@
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let hub = Hub::builder()
 //!         .on("shout", |_: Context, text: String| async move { Ok::<_, ErrorReply>(text.to_uppercase()) })
-//!         .start()?;
+//!         .start()
+//!         .await?;
 //!     let address = hub.listen("127.0.0.1:8080".parse()?)?;
 //!     println!("try http://{address}/");
 //!     tokio::signal::ctrl_c().await?;
