@@ -21,12 +21,14 @@ pub struct EmbeddedConfig {
     /// How much may be stored. Changed later with [`set_limits`](crate::InboxStore::set_limits).
     pub limits: InboxLimits,
     /// How old an entry gets before it moves from the journal, which is in memory too, to the tables for resting mail,
-    /// which are on disk only. Default 3 s. Most messages are acknowledged before, and then cost no table at all.
+    /// which are on disk only. Default 5 s. Most messages are acknowledged before, and then cost no table at all.
     pub rest_after: Duration,
-    /// Bytes of journal from which on entries rest before that time. Default 64 MiB. Bounds the memory that young
-    /// entries take, and the time that a restart takes to read them.
+    /// Bytes of journal from which on entries rest before that time. Default 128 MiB. Bounds the memory that young
+    /// entries take, the file's size, and the time that a restart takes to read the journal. At twice as much, appends
+    /// wait until some has moved.
     pub journal_bytes: usize,
-    /// Young entries from which on the oldest rest before that time. Default 200,000.
+    /// Young entries, without those that are removed, from which on the oldest rest before that time. Default 200,000.
+    /// At twice as many, appends wait.
     pub journal_entries: usize,
     /// Memory for pages of the file. Default 32 MiB. More makes reads of resting mail faster.
     pub cache_bytes: usize,
@@ -39,8 +41,8 @@ impl Default for EmbeddedConfig {
             commit_interval: Duration::from_millis(2),
             commit_batch: 1000,
             limits: InboxLimits::default(),
-            rest_after: Duration::from_secs(3),
-            journal_bytes: 64 << 20,
+            rest_after: Duration::from_secs(5),
+            journal_bytes: 128 << 20,
             journal_entries: 200_000,
             cache_bytes: 32 << 20,
         }

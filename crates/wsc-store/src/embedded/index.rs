@@ -228,11 +228,6 @@ impl Index {
         self.by_key.len()
     }
 
-    /// How many entries stand in the journal, removed ones included.
-    pub(super) fn journal_entries(&self) -> usize {
-        self.young.len()
-    }
-
     /// When the oldest row was written.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.rows.front().map(|row| row.at)

@@ -82,8 +82,8 @@ struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     /// What may wait for a commit.
-    room: Semaphore,
-    /// Told when removed entries have left the tables, or when they cannot.
+    room: Arc<Semaphore>,
+    /// Told when entries have moved, when they cannot because the file fails, and when it works again.
     moved: Notify,
     /// The latest time that a caller named.
     seen_now: AtomicU64,
@@ -127,7 +127,7 @@ impl EmbeddedInbox {
     fn start(disk: Disk, config: EmbeddedConfig, directory: Option<Directory>) -> Result<(Self, Opened), OpenError> {
         let Loaded { database, index, next_position, next_sequence, note_rows, opened } = open::load(&disk, &config)?;
         let shared = Arc::new(Shared {
-            room: Semaphore::new(config.commit_batch.max(1) * WAITING_BATCHES),
+            room: Arc::new(Semaphore::new(config.commit_batch.max(1) * WAITING_BATCHES)),
             config,
             disk,
             state: Mutex::new(State { index, database: Some(database), is_failing: false, is_closed: false }),
@@ -185,11 +185,10 @@ impl InboxStore for EmbeddedInbox {
         }
         let most = shared.config.commit_batch.max(1) * WAITING_BATCHES;
         let weight = entries.iter().map(|entry| 1 + entry.body.len() / WEIGHT_BYTES).sum::<usize>().min(most);
-        // It is never closed. What does not fit into 32 bits is cut off by the number of permits before.
-        let permits = shared.room.acquire_many(u32::try_from(weight).unwrap_or(u32::MAX)).await;
-        let _permits = permits.map_err(|_| StoreError::Closed)?;
+        let room = Arc::clone(&shared.room).acquire_many_owned(u32::try_from(weight).unwrap_or(u32::MAX)).await;
+        let room = room.map_err(|_| StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let wake = shared.queue.lock().push(Job { entries, reply }, shared.config.commit_batch);
+        let wake = shared.queue.lock().push(Job { entries, reply, _room: room }, shared.config.commit_batch);
         if wake.map_err(|_| StoreError::Closed)? {
             shared.wake.notify_one();
         }

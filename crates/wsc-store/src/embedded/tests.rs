@@ -249,12 +249,22 @@ async fn run(rests: bool, acts: Vec<Act>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Waits until a store works whose disk works again.
+/// Waits until a store has noticed that its disk works. It tries by itself.
+async fn works(store: &EmbeddedInbox) {
+    loop {
+        let told = store.shared.moved.notified();
+        if !store.shared.state.lock().is_failing {
+            break;
+        }
+        told.await;
+    }
+}
+
+/// The same, until it has committed something too.
 async fn recover(store: &EmbeddedInbox) {
     let probe = NewEntry::new(probe().user, probe().id, Bytes::new());
-    while store.append(vec![probe.clone()]).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    works(store).await;
+    store.append(vec![probe.clone()]).await.unwrap();
     store.remove(vec![probe.key]).await.unwrap();
 }
 
@@ -473,4 +483,25 @@ async fn a_cut_file_is_refused() {
             Ok((_, opened)) => assert_eq!((opened.messages, opened.was_repaired), (2, true), "cut to {len}"),
         }
     }
+}
+
+/// A removal that comes while the disk fails takes effect at once, and on the disk once that works.
+#[tokio::test]
+async fn removals_outlast_a_failing_disk() {
+    let disk = FaultyDisk::new();
+    let store = EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().0;
+    store.append(entries(&[(0, 1, 1), (0, 2, 2)])).await.unwrap();
+    disk.set_failing(true);
+    assert!(store.append(entries(&[(0, 3, 3)])).await.is_err());
+    assert_eq!(store.remove(keys(&[(0, 1)])).await.unwrap(), [true]);
+    assert_eq!(store.depth(&name(0)).await.unwrap().messages, 1);
+    assert!(store.append(entries(&[(0, 3, 3)])).await.is_err());
+    disk.set_failing(false);
+    // Nobody appends: the store tries by itself.
+    works(&store).await;
+    recover(&store).await;
+    let killed = EmbeddedInbox::open_on(&disk.after_kill(), EmbeddedConfig::default()).unwrap().0;
+    assert_eq!(contents(&killed).await[0].iter().map(|(id, ..)| *id).collect::<Vec<_>>(), [2]);
+    store.close().await.unwrap();
+    assert_eq!(EmbeddedInbox::open_on(&disk, EmbeddedConfig::default()).unwrap().1.messages, 1);
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wsc_protocol::Id;
 
 use super::{
@@ -26,6 +26,8 @@ use crate::{Admission, Entry, EntryKey, NewEntry, Note, Position, StoreError};
 pub(super) struct Job {
     pub(super) entries: Vec<NewEntry>,
     pub(super) reply: oneshot::Sender<Result<Vec<Admission>, StoreError>>,
+    /// Its place among those that may wait, also when the caller no longer does.
+    pub(super) _room: OwnedSemaphorePermit,
 }
 
 /// What the writer is asked for.
@@ -115,6 +117,8 @@ pub(super) struct WriterState {
     last_move: Option<Instant>,
     /// There was more to move than went into one transaction.
     moves_more: bool,
+    /// Rows were moved since the last commit.
+    moved_last: bool,
     /// Removals that the commit at work has taken.
     taken: Pending,
     /// A batch whose transaction may or may not be in the file.
@@ -179,12 +183,16 @@ impl Writer {
                 let due = queue.removals.map(|since| next_commit.max(since + config.commit_interval));
                 due.map(|due| retry_at.map_or(due, |retry| due.max(retry)))
             };
-            if commit_at.is_some_and(|at| at <= now) {
+            let must_commit = commit_at.is_some_and(|at| at <= now);
+            let must_move = queue.is_crowded || move_at.is_some_and(|at| at <= now);
+            // In turn: where one commit follows the other, the journal must get shorter all the same.
+            if must_move && !(must_commit && self.state.moved_last) {
+                queue.is_crowded = false;
+                return Work::Move;
+            }
+            if must_commit {
                 queue.removals = None;
                 return Work::Commit(take_jobs(&mut queue, config.commit_batch));
-            }
-            if mem::take(&mut queue.is_crowded) || move_at.is_some_and(|at| at <= now) {
-                return Work::Move;
             }
             match commit_at.into_iter().chain(move_at).chain(retry_at).min() {
                 Some(at) => {
@@ -236,18 +244,18 @@ impl Writer {
             self.state.patience = (self.state.patience * 2).clamp(RETRY, RETRY_MOST);
             self.state.failed = Some((failure.clone(), Instant::now() + self.state.patience));
             self.state.moves_more = false;
-            let mut queue = self.shared.queue.lock();
-            queue.removals.get_or_insert_with(Instant::now);
         } else if self.state.failed.take().is_some() {
             tracing::info!("the inbox can be written again");
             self.state.patience = Duration::ZERO;
             self.shared.state.lock().is_failing = false;
+            self.shared.moved.notify_waiters();
         }
         result
     }
 
     fn commit(&mut self, mut jobs: Vec<Job>) {
         self.state.last_commit = Some(Instant::now());
+        self.state.moved_last = false;
         let entries = jobs.iter_mut().map(|job| mem::take(&mut job.entries)).collect();
         match self.attempt(|writer| writer.try_commit(entries)) {
             Ok(admissions) => {
@@ -257,6 +265,8 @@ impl Writer {
                 }
             }
             Err(failure) => {
+                // Removals are not lost with the rest.
+                self.shared.queue.lock().removals.get_or_insert_with(Instant::now);
                 let error = StoreError::from(failure);
                 for job in jobs {
                     let _ = job.reply.send(Err(error.clone()));
@@ -329,11 +339,12 @@ impl Writer {
         let config = &self.shared.config;
         let state = self.shared.state.lock();
         state.index.journal_bytes() > config.journal_bytes.saturating_mul(2)
-            || state.index.journal_entries() > config.journal_entries.saturating_mul(2)
+            || state.index.young_count() > config.journal_entries.saturating_mul(2)
     }
 
     fn move_rows(&mut self) {
         self.state.last_move = Some(Instant::now());
+        self.state.moved_last = true;
         let moved = self.attempt(|writer| writer.move_batch(false));
         self.state.moves_more = moved.unwrap_or(false);
     }
@@ -346,7 +357,7 @@ impl Writer {
         let batch = {
             let index = &self.shared.state.lock().index;
             let is_crowded = index.journal_bytes() > config.journal_bytes
-                || index.journal_entries() > config.journal_entries
+                || index.young_count() > config.journal_entries
                 || index.removed() > REMOVED_SOFT;
             index.batch(MOVED_AT_ONCE, |row| any_age || is_crowded || now >= row.at + config.rest_after)
         };
@@ -480,6 +491,14 @@ impl Writer {
             database.map_or(Ok(()), |database| Ok(database.close()?))
         });
         closed.map_err(StoreError::from)
+    }
+}
+
+impl Drop for Writer {
+    /// Also where the thread panics: nobody must wait for ever.
+    fn drop(&mut self) {
+        self.shared.close();
+        self.shared.queue.lock().jobs.clear();
     }
 }
 
