@@ -22,8 +22,8 @@ pub enum Effect {
     },
     /// Remove from the store what is settled. Not answered.
     ///
-    /// Whether or not the store has done it yet: no later `Read`, `Take` or `Expired` may find this letter, also not
-    /// those of a mailbox that is made anew. A page that was asked for before may still hold it.
+    /// Whether or not the store has done it yet: no later `Read` or `Take` may find this letter, also not those of a
+    /// mailbox that is made anew. A page that was asked for before may still hold it.
     Remove {
         /// Which letter.
         id: Uuid,

@@ -1,8 +1,8 @@
 //! A user's mailbox: what was accepted for the user and is not settled, and in which order it goes where.
 //!
 //! A letter waits in the *line* until the store has it, then it is in flight, or rests in the store. What is in flight
-//! is in memory ([`flights`]), what rests is not: it comes back page by page through the *replay* of a connection
-//! ([`connections`]). A connection without a replay is live: it gets letters as they leave the line.
+//! is in memory (`flights.rs`), what rests is not: it comes back page by page through the *replay* of a connection
+//! (`connections.rs`). A connection without a replay is live: it gets letters as they leave the line.
 
 mod attempts;
 mod config;

@@ -328,6 +328,37 @@ fn the_time_runs_from_the_hand_over_not_from_the_queue() {
 }
 
 #[test]
+fn the_time_runs_from_the_last_hand_over() {
+    let mut bench = Bench::new();
+    bench.answers.insert(B, Queued);
+    bench.connect(A);
+    bench.connect(B);
+    bench.accept(reliable(1));
+    bench.look();
+    bench.pass_time(3_000);
+    bench.input(Input::Written { conn: B, id: id(1) });
+    bench.pass_time(4_999);
+    assert!(bench.look().is_empty(), "the second device has its time too");
+    bench.pass_time(1);
+    assert_eq!(bench.look(), ["timeout 1 #1"]);
+
+    // A copy that is written when the attempt is over postpones the next, and is no attempt.
+    bench.pass_time(2_000);
+    bench.input(Input::Lost { conn: B, id: id(1) });
+    bench.pass_time(5_000);
+    assert_eq!(bench.look(), ["retry 1 #2", "A 1 #2", "B 1 #2", "timeout 1 #2"]);
+    bench.pass_time(2_000);
+    assert_eq!(bench.look(), ["retry 1 #3", "A 1 #3", "B 1 #3"]);
+    bench.pass_time(6_000);
+    bench.input(Input::Written { conn: B, id: id(1) });
+    bench.look();
+    bench.pass_time(4_999);
+    assert!(bench.look().is_empty());
+    bench.pass_time(1);
+    assert_eq!(bench.look(), ["retry 1 #4", "A 1 #4", "B 1 #4"]);
+}
+
+#[test]
 fn when_the_last_connection_goes_letters_rest_and_attempts_start_again() {
     let mut bench = Bench::new();
     bench.connect(A);
@@ -766,6 +797,34 @@ fn a_page_that_shows_what_is_not_accepted_yet_stops_there() {
     assert_eq!(bench.look(), ["moved 1 InFlight", "A 1 #1 offline"]);
     bench.input(Input::Committed { id: id(2), place: Place(2) });
     assert_eq!(bench.look(), ["accepted 2 Resting", "moved 2 InFlight", "A 2 #1"]);
+}
+
+#[test]
+fn nobody_acknowledges_what_is_still_in_the_line() {
+    let mut bench = Bench::new();
+    bench.input(Input::Accept(reliable(1)));
+    bench.store.insert(1, reliable(1));
+    bench.input(Input::Acked { id: id(1) });
+    bench.input(Input::Committed { id: id(1), place: Place(1) });
+    assert_eq!(bench.look(), ["ignored 1", "accepted 1 Resting"]);
+    assert_eq!(bench.store.len(), 1);
+}
+
+#[test]
+fn a_page_that_took_too_long_is_read_again() {
+    let mut bench = Bench::resting((1..=6_000).map(reliable));
+    bench.config.window_messages = 6_000;
+    bench.holds_pages = true;
+    bench.connect(A);
+    for n in 1..=5_999 {
+        bench.input(Input::Acked { id: id(n) });
+    }
+    bench.look();
+    bench.holds_pages = false;
+    let page = bench.pages.pop_front().unwrap();
+    bench.input(page);
+    assert_eq!(bench.look(), ["moved 6000 InFlight", "A 6000 #1 offline"]);
+    assert_eq!(bench.reads.len(), 2, "the page, and the same again");
 }
 
 #[test]
