@@ -23,19 +23,6 @@ const NAMES: &[&str] = &[
     "wsc_fanout_duration_seconds",
 ];
 
-/// Both sides of the sum that the contract promises for every scrape.
-fn sum(metrics: &Metrics) -> (f64, f64) {
-    let came = metrics.sum("wsc_messages_accepted_total", &[]) + metrics.sum("wsc_messages_recovered_total", &[]);
-    let went: f64 = ["acked", "sent", "failed", "expired", "rejected"]
-        .iter()
-        .map(|outcome| metrics.sum("wsc_messages_total", &[("outcome", outcome)]))
-        .sum();
-    let rest = metrics.sum("wsc_messages_released_total", &[])
-        + metrics.sum("wsc_messages_stored", &[])
-        + metrics.sum("wsc_messages_in_flight", &[]);
-    (came, went + rest)
-}
-
 /// Waits until nothing is under way.
 async fn settled(server: &ServerProcess) -> Metrics {
     eventually("nothing is in flight", async || {
@@ -125,11 +112,9 @@ async fn messages_are_counted_in_pairs_and_the_sum_holds() {
         bob.expect_quiet().await;
     }
     let metrics = settled(&server).await;
-    let (came, went) = sum(&metrics);
-    assert_eq!(came, 14.0);
-    assert_eq!(went, 14.0);
-    let sent = [("outcome", "sent")];
-    assert_eq!(metrics.sum("wsc_messages_total", &sent), 14.0);
+    let ledger = metrics.ledger();
+    ledger.check();
+    assert_eq!((ledger.accepted, ledger.sent), (14.0, 14.0), "{ledger:?}");
     // Every connection that something was written to.
     assert!(metrics.sum("wsc_deliveries_total", &[]) >= 18.0);
     assert!(metrics.sum("wsc_bytes_total", &[]) > 0.0);
@@ -160,14 +145,13 @@ async fn the_sum_holds_at_every_scrape_of_a_busy_hub() {
     };
     let watch = async {
         for _ in 0..50 {
-            let (came, went) = sum(&server.metrics().await);
-            assert_eq!(came, went);
+            server.metrics().await.ledger().check();
         }
     };
     tokio::join!(talk, watch);
-    let (came, went) = sum(&settled(&server).await);
-    assert_eq!(came, went);
-    assert!(came > 0.0);
+    let ledger = settled(&server).await.ledger();
+    ledger.check();
+    assert!(ledger.came() > 0.0, "{ledger:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -164,7 +164,7 @@ async fn failures_are_listed_newest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_for_an_ack_can_be_seen_and_sent_again() {
+async fn what_waits_for_an_ack_can_be_seen() {
     let server = hub("ack_timeout: 60s").await;
     let mut alice = connect(&server, "alice").await;
     let mut bob = connect(&server, "bob").await;
@@ -184,10 +184,22 @@ async fn what_waits_for_an_ack_can_be_seen_and_sent_again() {
     assert!(stats.is_object(), "{stats}");
 
     assert_eq!(server.get("/debug/ack/retry").await.status, 405);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_rests_can_be_sent_again_at_once() {
+    let server =
+        hub("ack_timeout: 100ms, ack_retry_interval: 1ms, ack_max_retries: 0, inbox: {retry_interval: 1h}").await;
+    let mut alice = connect(&server, "alice").await;
+    let mut bob = connect(&server, "bob").await;
+    let id = tell_with_outcome(&mut alice, "bob", json!(1), "pending").await;
+    tell_with_outcome(&mut alice, "away", json!(1), "stored").await;
+    bob.expect_reliable("direct_message").await;
+    expect_outcome(&server, &id, "bob", "stored").await;
     let answer = ask(&server, ("POST", "/debug/ack/retry"), &[]).await;
     assert!((200..300).contains(&answer.status), "{answer:?}");
     let again = bob.expect_reliable("direct_message").await;
-    assert_eq!(again["id"], id.as_str(), "{again}");
+    assert_eq!((&again["id"], &again["source"]), (&json!(id), &json!("offline")), "{again}");
     bob.ack(&[&id]).await;
     expect_outcome(&server, &id, "bob", "acked").await;
     bob.expect_quiet().await;

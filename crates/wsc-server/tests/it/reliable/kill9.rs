@@ -318,7 +318,7 @@ async fn a_server_that_is_killed_loses_nothing_that_it_accepted() {
         server.restart().await;
         slowest = slowest.max(began.elapsed());
         let log = server.log();
-        assert!(!log.contains("panicked"), "{log}");
+        assert!(!log.contains("panicked at"), "{log}");
         let answer = server.get("/metrics").await;
         let ledger = Metrics::parse(answer.text()).ledger();
         ledger.check();

@@ -63,7 +63,7 @@ async fn what_rests_has_its_receipt_when_it_is_fetched() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_and_expiry_have_receipts() {
-    let server = hub(&format!("{QUICK}, enable_offline_ack: false, storage: {{message_ttl: 1s}}")).await;
+    let server = hub(&format!("{QUICK}, enable_offline_ack: false")).await;
     let mut alice = connect(&server, "alice").await;
     let mut bob = connect(&server, "bob").await;
     let id = tell(&mut alice, "bob", true).await;
@@ -73,7 +73,8 @@ async fn failures_and_expiry_have_receipts() {
     for _ in 0..3 {
         bob.expect_reliable("direct_message").await;
     }
-    super::leave(&server, bob).await;
+    let server = hub("storage: {message_ttl: 1s}").await;
+    let mut alice = connect(&server, "alice").await;
     let id = tell(&mut alice, "bob", true).await;
     assert_eq!(receipt(&mut alice, &id).await["outcome"], "expired");
 }

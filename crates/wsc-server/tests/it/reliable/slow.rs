@@ -45,9 +45,12 @@ async fn under_spill_messages_to_a_user_go_to_the_inbox_and_none_is_lost() {
         }
     }
     let metrics = server.metrics().await;
-    metrics.ledger().check();
+    let ledger = metrics.ledger();
+    ledger.check();
     assert!(metrics.sum("wsc_slow_consumers_total", &[("policy", "spill")]) >= 1.0);
-    assert!(stored > 0 || metrics.ledger().stored > 0.0, "{:?}", metrics.ledger());
+    assert!(stored > 0 || ledger.stored > 0.0, "{ledger:?}");
+    let failures = server.get("/debug/failures?limit=1").await;
+    assert_eq!(ledger.failed, 0.0, "{ledger:?}; {}", failures.text());
 
     // He reads at last, and gets everything: what was stored comes later, as a replay.
     let mut got = BTreeSet::new();

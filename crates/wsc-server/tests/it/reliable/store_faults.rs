@@ -25,7 +25,7 @@ fn said(output: &Output) -> String {
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(!text.contains("panicked") && !text.contains("RUST_BACKTRACE"), "{text}");
+    assert!(!text.contains("panicked at") && !text.contains("RUST_BACKTRACE"), "{text}");
     text
 }
 
@@ -146,7 +146,7 @@ async fn damaged(mut server: ServerProcess, ids: &[String], what: &str) -> &'sta
     if let Err(code) = server.try_restart().await {
         let text = server.log();
         assert_eq!(code, 1, "{what}: {text}");
-        assert!(!text.contains("panicked"), "{what}: {text}");
+        assert!(!text.contains("panicked at"), "{what}: {text}");
         assert!(text.contains("data"), "{what}: {text}");
         return "refused";
     }
@@ -169,7 +169,7 @@ async fn damaged(mut server: ServerProcess, ids: &[String], what: &str) -> &'sta
     .await;
     assert!(got.is_sorted(), "{what}: out of order");
     let log = server.log();
-    assert!(!log.contains("panicked"), "{what}: {log}");
+    assert!(!log.contains("panicked at"), "{what}: {log}");
     if left > 0 {
         assert!(log.contains("WARN") || log.contains("ERROR"), "{what}: {left} are lost and nobody says so:\n{log}");
         return "served, and said what is lost";
@@ -252,7 +252,7 @@ async fn a_full_disk_refuses_what_is_new_and_loses_nothing() {
     server.metrics().await.ledger().check();
     let log = server.log();
     assert!(log.contains("WARN") || log.contains("ERROR"), "nobody says that the disk is full:\n{log}");
-    assert!(!log.contains("panicked"), "{log}");
+    assert!(!log.contains("panicked at"), "{log}");
 
     // With room again, everything that was accepted is there.
     server.kill().await;
