@@ -66,3 +66,98 @@ impl Core {
         self.events.publish_with(EventType::UserOffline, || Event::UserOffline { user_id: user_id.clone() });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU8;
+
+    use parking_lot::Mutex;
+    use uuid::Uuid;
+    use wsc_auth::Permissions;
+    use wsc_config::{Settings, StorageKind, UserPolicy};
+    use wsc_protocol::UserType;
+    use wsc_testkit::Client;
+    use wsc_transport::Outbound;
+
+    use super::*;
+    use crate::{
+        Hub,
+        session::{Joined, Names, Session},
+        users::UserLimit,
+    };
+
+    fn come(core: &Arc<Core>, user_id: &Id, outbound: &Outbound) -> Arc<Session> {
+        let make = |user| Session {
+            id: Uuid::now_v7(),
+            user,
+            names: Names::default(),
+            permissions: Permissions::none(),
+            outbound: outbound.clone(),
+            user_type: UserType::Visitor,
+            speaks_v1: false,
+            bad_frames: AtomicU8::new(0),
+            joined: Mutex::new(Joined::default()),
+        };
+        let limit = UserLimit { max: 0, policy: UserPolicy::Refuse };
+        core.users.attach(user_id, limit, make, || core.user_came(user_id)).session
+    }
+
+    fn go(core: &Arc<Core>, session: &Arc<Session>) {
+        let departure = session.id.as_u128() as u64;
+        core.users.detach(session, || core.user_went(&session.user.id, departure));
+    }
+
+    /// A user's devices come and go at the same instant, faster than sockets could.
+    async fn churn(debounce: Duration) -> Vec<&'static str> {
+        let mut settings = Settings::default();
+        settings.storage.kind = StorageKind::None;
+        settings.presence_debounce = debounce;
+        let hub = Hub::builder().settings(settings).start().await.unwrap();
+        let address = hub.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _client = Client::connect(&format!("ws://{address}/ws?user_id=other")).await;
+        let outbound = hub.core().users.get("other").unwrap().sessions()[0].outbound.clone();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let watcher = move |event: &Event| match event {
+            Event::UserOnline { user_id } | Event::UserOffline { user_id } if user_id.as_str() == "alice" => {
+                log.lock().push(event.event_type().as_str());
+            }
+            _ => {}
+        };
+        hub.callbacks().register_callback("user.*", watcher).unwrap();
+        let alice = Id::new("alice").unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let (hub, alice, outbound, runtime) = (hub.clone(), alice.clone(), outbound.clone(), runtime.clone());
+                std::thread::spawn(move || {
+                    let _in_runtime = runtime.enter();
+                    for _ in 0..120 {
+                        let session = come(hub.core(), &alice, &outbound);
+                        std::thread::yield_now();
+                        go(hub.core(), &session);
+                    }
+                })
+            })
+            .collect();
+        tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| thread.join().unwrap())).await.unwrap();
+        assert!(hub.core().users.get("alice").is_none());
+        hub.shutdown().await;
+        assert!(hub.events().stats().iter().all(|stats| stats.drops == 0), "the test asks too much of the queue");
+        std::mem::take(&mut *seen.lock())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn transitions_come_in_turns_however_fast_devices_come_and_go() {
+        for debounce in [Duration::ZERO, Duration::from_micros(50), Duration::from_millis(1)] {
+            for _ in 0..4 {
+                let seen = churn(debounce).await;
+                assert!(!seen.is_empty() && seen.len() % 2 == 0, "{} with {debounce:?}", seen.len());
+                for (at, name) in seen.iter().enumerate() {
+                    let expected = if at % 2 == 0 { "user.online" } else { "user.offline" };
+                    assert_eq!(*name, expected, "transition {at} of {} with {debounce:?}", seen.len());
+                }
+            }
+        }
+    }
+}

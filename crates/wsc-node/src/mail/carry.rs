@@ -137,14 +137,15 @@ impl Core {
                 }
             }
             Effect::Refused { id, refusal } => {
+                // Counted before the sender hears of it.
+                if refusal == Refusal::Full {
+                    self.count_refusal(FailureReason::PendingFull);
+                }
                 desk.notes.remove(&id);
                 desk.spilled.remove(&id);
                 desk.watches.remove(&id);
                 if let Some((told, _)) = desk.asked.remove(&id) {
                     told(Err(refused(refusal)));
-                }
-                if refusal == Refusal::Full {
-                    self.count_refusal(FailureReason::PendingFull);
                 }
             }
             Effect::Moved { id, to } => {
@@ -173,12 +174,18 @@ impl Core {
                 }
             }
             Effect::Overflow { conn, id, bytes } => {
+                if let Some(transit) = desk.passing.get(&id) {
+                    transit.refused();
+                }
                 let Some(session) = desk.session(conn) else { return };
-                if self.fanouts.queue_policy() == QueuePolicy::Disconnect {
-                    let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
-                    self.close(session, &close, DisconnectReason::SlowConsumer);
-                } else {
-                    self.tell_gap(session, bytes);
+                match self.fanouts.queue_policy() {
+                    QueuePolicy::Disconnect => {
+                        let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
+                        self.close(session, &close, DisconnectReason::SlowConsumer);
+                    }
+                    // It is stored when all connections have been asked.
+                    QueuePolicy::Spill => {}
+                    QueuePolicy::DropOldest | QueuePolicy::DropNewest => self.tell_gap(session, bytes),
                 }
                 tracing::debug!(%id, user_id = %slot.owner, "a message did not fit behind a replay");
             }
