@@ -114,7 +114,7 @@ mod tests {
         settings.presence_debounce = debounce;
         let hub = Hub::builder().settings(settings).start().await.unwrap();
         let address = hub.listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let _client = Client::connect(&format!("ws://{address}/ws?user_id=other")).await;
+        let client = Client::connect(&format!("ws://{address}/ws?user_id=other")).await;
         let outbound = hub.core().users.get("other").unwrap().sessions()[0].outbound.clone();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
@@ -142,6 +142,8 @@ mod tests {
             .collect();
         tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| thread.join().unwrap())).await.unwrap();
         assert!(hub.core().users.get("alice").is_none());
+        // A shutdown would wait for its goodbye.
+        client.cut();
         hub.shutdown().await;
         assert!(hub.events().stats().iter().all(|stats| stats.drops == 0), "the test asks too much of the queue");
         std::mem::take(&mut *seen.lock())
