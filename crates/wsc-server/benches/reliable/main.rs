@@ -203,7 +203,7 @@ fn coordinate(cli: &Cli) -> anyhow::Result<()> {
             let figures = match scenario {
                 Scenario::Instructions => {
                     let wsc = cli.wsc.as_deref().context("instructions need --wsc")?;
-                    instructions::measure(wsc, cli.base.as_deref())?
+                    instructions::measure(&cli.sizes, wsc, cli.base.as_deref())?
                 }
                 _ => run_part(&["measure", &scenario.name()], &cli.sizes)
                     .with_context(|| format!("{} failed", scenario.name()))?,

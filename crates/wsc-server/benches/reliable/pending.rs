@@ -1,4 +1,7 @@
 //! What a message costs in memory while it waits for its acknowledgement.
+//!
+//! It is the slope from a fifth of the messages to all of them: what the hub needs once (pages of the inbox, remembered
+//! outcomes, connections) is there by then. The whole growth is given beside it.
 
 use std::time::Duration;
 
@@ -26,11 +29,11 @@ pub(crate) async fn measure(sizes: &Sizes) -> anyhow::Result<Figures> {
     .await?;
     // They answer pings, and nothing else.
     let mut clients = Clients::start(node.address, sizes.users, false)?;
+    let fifth = messages / 5;
     let before = at_rest().await?;
-    throughput::send(&node, &sizes, messages, true).await?;
-    while clients.received()?.messages < messages {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    pend(&node, &mut clients, &sizes, fifth).await?;
+    let between = at_rest().await?;
+    pend(&node, &mut clients, &sizes, messages - fifth).await?;
     let after = at_rest().await?;
 
     let cpu = process::cpu()?;
@@ -41,16 +44,26 @@ pub(crate) async fn measure(sizes: &Sizes) -> anyhow::Result<Figures> {
     ensure!(pending == messages as f64, "{pending} of {messages} messages are pending");
     ensure!(node.resting().await? == messages, "the inbox has {} of {messages}", node.resting().await?);
 
-    let each = after.saturating_sub(before) as f64 / messages as f64;
+    let each = |from: u64, messages: u64| after.saturating_sub(from) as f64 / messages as f64 - sizes.content as f64;
     let figures = Figures::default()
-        .with("bytes", each)
-        .with("bytes_beside_payload", each - sizes.content as f64)
+        .with("bytes_beside_payload", each(between, messages - fifth))
+        .with("bytes_beside_payload_and_all", each(before, messages))
         .with("resident_before_mib", before as f64 / MIB)
         .with("resident_after_mib", after as f64 / MIB)
         .with("idle_cpu_percent", idle * 100.0);
     drop(clients);
     node.hub.shutdown().await;
     Ok(figures)
+}
+
+/// Sends so many messages more, and waits until clients have them.
+async fn pend(node: &Node, clients: &mut Clients, sizes: &Sizes, messages: u64) -> anyhow::Result<()> {
+    let wanted = clients.received()?.messages + messages;
+    throughput::send(node, sizes, messages, true).await?;
+    while clients.received()?.messages < wanted {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
 }
 
 /// Resident memory, once it has stopped to change: the inbox moves what rests to its tables, the allocator gives back

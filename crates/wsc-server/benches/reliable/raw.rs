@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use redb::{Database, TableDefinition};
 
-use crate::{Sizes, process::Figures};
+use crate::{
+    Sizes,
+    process::{self, Figures},
+};
 
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("raw");
 
@@ -31,6 +34,8 @@ pub(crate) fn measure(sizes: &Sizes) -> anyhow::Result<Figures> {
         }
         transaction.commit()?;
     }
-    let rate = (batches * BATCH) as f64 / started.elapsed().as_secs_f64();
-    Ok(Figures::default().with("per_second", rate))
+    let (took, messages) = (started.elapsed(), (batches * BATCH) as f64);
+    Ok(Figures::default()
+        .with("per_second", messages / took.as_secs_f64())
+        .with("cpu_us", process::cpu()?.as_secs_f64() * 1e6 / messages))
 }
