@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use wsc_testkit::{Client, ConnectOptions, ServerProcess, eventually};
 
 use super::{
-    connect, contents, expect_away, expect_outcome, expect_quiet_for, fate, inbox_depth, leave, reliable, take,
-    tell_reliably, tell_with_outcome, text, user,
+    connect, contents, expect_away, expect_ledger, expect_outcome, expect_quiet_for, fate, inbox_depth, leave,
+    reliable, take, tell_reliably, tell_with_outcome, text, user,
 };
 use crate::delivery::{CONTENTS, content_of};
 use crate::support::{assert_fields, assert_on_its_way, assert_refused, hub};
@@ -218,6 +218,26 @@ async fn a_full_inbox_refuses_what_is_new_and_keeps_what_is_old() {
     // One place is free.
     tell_with_outcome(&mut alice, "bob", json!("new"), "pending").await;
     alice.request_error(reliable("bob", &json!("newer")), 4003).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_inbox_is_full_after_a_restart_as_well() {
+    let mut server = hub("storage: {inbox_max_messages: 2}").await;
+    let mut alice = connect(&server, "alice").await;
+    for n in 0..2 {
+        tell_with_outcome(&mut alice, "bob", json!(n), "stored").await;
+    }
+    server.kill().await;
+    server.restart().await;
+    let mut alice = connect(&server, "alice").await;
+    alice.request_error(reliable("bob", &json!(2)), 4003).await;
+    let mut bob = connect(&server, "bob").await;
+    for n in 0..2 {
+        assert_eq!(take(&mut bob).await, n);
+    }
+    bob.expect_quiet().await;
+    expect_ledger(&server, "both are acknowledged", |ledger| ledger.acked == 2.0).await;
+    tell_with_outcome(&mut alice, "bob", json!(3), "pending").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

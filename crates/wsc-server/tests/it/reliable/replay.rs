@@ -288,10 +288,12 @@ async fn order_is_kept_between_what_waited_and_what_is_new() {
 /// Fills Bob's inbox by way of batches, lets him fetch all of it, and gives
 /// how many KiB the server's memory grew meanwhile.
 async fn deep(count: u32) -> u64 {
-    let keys = "storage: {inbox_max_messages: 1000000, inbox_max_bytes: 1GiB}, limits: {stored_per_sender: 1000000}";
+    let keys = "storage: {inbox_max_messages: 1000000, inbox_max_bytes: 1GiB}, limits: {stored_per_sender: 1000000}, \
+                http: {max_body_size: 8MiB}, outcomes: {max: 1000}";
     let server = hub(keys).await;
+    let filler = "x".repeat(2_000);
     for batch in 0..count / 1_000 {
-        let message = |n| json!({"user_id": "bob", "content": batch * 1_000 + n, "require_ack": true});
+        let message = |n| json!({"user_id": "bob", "content": [batch * 1_000 + n, filler], "require_ack": true});
         let messages: Vec<Value> = (0..1_000).map(message).collect();
         let answer = server.post("/api/messages/batch", &json!({"messages": messages})).await;
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -305,7 +307,7 @@ async fn deep(count: u32) -> u64 {
     let mut ids = Vec::new();
     for n in 0..count {
         let delivery = bob.expect_reliable("user_message").await;
-        assert_eq!(delivery["data"]["content"], n);
+        assert_eq!(delivery["data"]["content"][0], n);
         ids.push(text(&delivery["id"]));
         if ids.len() == 64 {
             bob.ack(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -337,7 +339,8 @@ async fn a_deep_inbox_is_fetched_in_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs minutes"]
 async fn a_hundred_thousand_messages_are_fetched_with_bounded_memory() {
+    // 200 MB of messages.
     let grown = deep(100_000).await;
     println!("the replay of 100,000 messages took {grown} KiB");
-    assert!(grown < 64 * 1024, "{grown} KiB");
+    assert!(grown < 100 * 1024, "{grown} KiB");
 }
