@@ -10,7 +10,6 @@
 #![expect(clippy::print_stdout, reason = "it is a program that prints a table")]
 
 mod clients;
-mod deadlines;
 mod instructions;
 mod node;
 mod pending;
@@ -83,7 +82,7 @@ struct Sizes {
     /// Bytes of a message's content, as JSON.
     #[arg(long, global = true, default_value_t = 200)]
     content: usize,
-    /// Messages that wait for an acknowledgement in `pending-memory` and `deadlines`, 100 for each user.
+    /// Messages that wait for an acknowledgement in `pending-memory`, 100 for each user.
     #[arg(long, global = true, default_value_t = 1_000_000)]
     pending: u64,
     /// Messages that one user has not seen in `replay`.
@@ -110,8 +109,6 @@ enum Scenario {
     PlainHttp,
     /// Memory for each message that waits for its acknowledgement.
     PendingMemory,
-    /// What the deadlines of those messages cost.
-    Deadlines,
     /// A user comes back to many stored messages.
     Replay,
     /// Instructions for each delivery of a plain room message, of two `wsc` binaries under callgrind.
@@ -119,7 +116,7 @@ enum Scenario {
 }
 
 impl Scenario {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 8] = [
         Self::Raw,
         Self::Durable,
         Self::DurableHttp,
@@ -127,7 +124,6 @@ impl Scenario {
         Self::Plain,
         Self::PlainHttp,
         Self::PendingMemory,
-        Self::Deadlines,
         Self::Replay,
     ];
 
@@ -178,7 +174,6 @@ fn measure(scenario: Scenario, sizes: &Sizes) -> anyhow::Result<Figures> {
         Scenario::Plain => throughput::embedded(sizes, false),
         Scenario::PlainHttp => throughput::over_http(sizes, false, 100),
         Scenario::PendingMemory => pending::measure(sizes),
-        Scenario::Deadlines => deadlines::measure(sizes),
         Scenario::Replay => replay::measure(sizes),
         Scenario::Instructions => anyhow::bail!("instructions are counted from outside"),
     }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Messages that each user has not acknowledged: within a connection's window.
-pub(crate) const EACH: u64 = 100;
+const EACH: u64 = 100;
 
 #[tokio::main]
 pub(crate) async fn measure(sizes: &Sizes) -> anyhow::Result<Figures> {
