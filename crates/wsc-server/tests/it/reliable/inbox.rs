@@ -155,6 +155,21 @@ async fn generated_users_have_no_inbox() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_durable_is_promised_to_a_generated_user() {
+    let server = hub("").await;
+    let mut alice = connect(&server, "alice").await;
+    let mut stranger = Client::connect(&server.ws_url()).await;
+    let name = stranger.user_id().to_owned();
+    // It is there, but an ACK is for what survives.
+    alice.request_error(reliable(&name, &json!(1)), 4001).await;
+    let answer = server.post(&format!("/api/users/{name}/messages"), &json!({"content": 1, "require_ack": true})).await;
+    assert_refused(&answer, 404, 4001);
+    stranger.expect_quiet().await;
+    alice.tell(&name, json!(2)).await;
+    assert_eq!(stranger.expect("direct_message").await["data"]["content"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_id_alone_is_an_identity() {
     let server = hub("").await;
     let mut alice = connect(&server, "alice").await;
