@@ -53,7 +53,7 @@ fn id(n: u64) -> Uuid {
 
 fn letter(n: u64) -> Letter {
     let body = Bytes::from_static(&[b'x'; 200]);
-    Letter { id: id(n), kind: Kind::Reliable, body, expires_at: None, only: None }
+    Letter { id: id(n), kind: Kind::Reliable, body, expires_at: None, only: None, except: None }
 }
 
 fn conn() -> Uuid {

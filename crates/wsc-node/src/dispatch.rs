@@ -1,6 +1,6 @@
 //! What a request means (protocol §2).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -17,12 +17,14 @@ use wsc_transport::{Message, Next};
 
 use crate::{
     context::{Context, guarded},
+    core::Core,
     encode::{now_ms, reply_frame, with_frame},
     hub::Hub,
     mail::{Answer, Answered, Reliability, Via},
     rooms::RoomOptions,
     routing::{Direct, SendReceipt},
     service::Connected,
+    session::Session,
 };
 
 /// A request that is not fulfilled.
@@ -97,7 +99,7 @@ impl Connected {
     fn request(&self, envelope: &Envelope<'_>) -> Result<Next, Refusal> {
         let id = envelope.message_id.as_ref();
         match &*envelope.message_type {
-            "room_message" => self.room_message(envelope)?,
+            "room_message" => return self.room_message(envelope),
             "direct_message" => self.direct_message(envelope)?,
             "ping" | "heartbeat" => self.ping(envelope)?,
             "join_room" => {
@@ -134,8 +136,8 @@ impl Connected {
                 });
             }
             "room_members" => self.room_members(envelope)?,
-            "ack" => self.verdict(envelope, Verdict::Acked)?,
-            "nack" => self.verdict(envelope, Verdict::Rejected)?,
+            "ack" => return self.verdict(envelope, Verdict::Acked),
+            "nack" => return self.verdict(envelope, Verdict::Rejected),
             "message_status" => self.message_status(envelope)?,
             "authenticate" => {
                 let message = match self.core.authenticator {
@@ -187,7 +189,7 @@ impl Connected {
         Ok(())
     }
 
-    fn room_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
+    fn room_message(&self, envelope: &Envelope<'_>) -> Result<Next, Refusal> {
         let request: RoomMessage<'_> = parse_data(envelope.data)?;
         let room_id = request.room_id()?;
         self.permit_room(Permission::SendMessage, room_id, "you may not send to this room")?;
@@ -205,16 +207,40 @@ impl Connected {
                 encode::accepted_room(out, id, answered.recipients, duplicate, message_id, now_ms());
             });
             self.core.send_room_from(sender, &seat, request.content(), &wish, answer);
-            return Ok(());
+            return Ok(Next::Read);
         }
-        let (id, recipients) = self.core.send_room_plain(&self.session, &seat, request.content())?;
-        if let Some(message_id) = message_id {
-            with_frame(
-                |out| encode::accepted_room(out, id, recipients as u64, false, message_id, now_ms()),
-                |frame| self.session.outbound.send(frame),
-            );
+        if !seat.room.is_held_for(self.session.user.id.as_str()) {
+            let sent = self.core.send_room_plain(&self.session, &seat, request.content());
+            Self::answer_room(&self.core, &self.session, message_id, sent);
+            return Ok(Next::Read);
         }
-        Ok(())
+        // What the same sender wants to be acknowledged is on its way to the store: this must not overtake it.
+        let (core, session) = (Arc::clone(&self.core), Arc::clone(&self.session));
+        let content = request.content().to_owned();
+        let message_id = message_id.cloned().map(MessageId::into_owned);
+        Ok(Next::Wait(Box::pin(async move {
+            seat.room.released(session.user.id.as_str()).await;
+            let sent = core.send_room_plain(&session, &seat, &content);
+            Self::answer_room(&core, &session, message_id.as_ref(), sent);
+        })))
+    }
+
+    fn answer_room(
+        core: &Core,
+        session: &Session,
+        message_id: Option<&MessageId<'_>>,
+        sent: Result<(Uuid, usize), ErrorReply>,
+    ) {
+        match (sent, message_id) {
+            (Ok((id, recipients)), Some(message_id)) => {
+                with_frame(
+                    |out| encode::accepted_room(out, id, recipients as u64, false, message_id, now_ms()),
+                    |frame| session.outbound.send(frame),
+                );
+            }
+            (Ok(_), None) => {}
+            (Err(error), message_id) => core.send_error(session, &error, message_id),
+        }
     }
 
     fn direct_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
@@ -288,17 +314,20 @@ impl Connected {
         })
     }
 
-    fn verdict(&self, envelope: &Envelope<'_>, verdict: Verdict) -> Result<(), Refusal> {
-        let ids = Acknowledgement::ids(envelope)?;
-        for &message in &ids {
-            let event = match verdict {
-                Verdict::Acked => ConnectionEvent::Ack { message },
-                _ => ConnectionEvent::Nack { message },
-            };
-            self.core.trace(self.session.id, event);
+    fn verdict(&self, envelope: &Envelope<'_>, verdict: Verdict) -> Result<Next, Refusal> {
+        let Acknowledgement { ids, reason } = Acknowledgement::of(envelope)?;
+        self.core.mail_verdict(&self.session, &ids, verdict, reason);
+        let user_id = &self.session.user.id;
+        if !self.core.mail_is_busy(user_id) {
+            return Ok(Next::Read);
         }
-        self.core.mail_verdict(&self.session, &ids, verdict);
-        Ok(())
+        // Whoever acknowledges faster than that can be worked off waits for it.
+        let (core, user_id) = (Arc::clone(&self.core), user_id.clone());
+        Ok(Next::Wait(Box::pin(async move {
+            while core.mail_is_busy(&user_id) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })))
     }
 
     fn message_status(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
@@ -391,17 +420,25 @@ struct StatusRequest {
 
 /// Payload of `ack` and `nack` (protocol §3): which messages, in `data` or else as the `message_id`.
 #[derive(Deserialize)]
-struct Acknowledgement {
+struct AcknowledgementData {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
     ids: Option<Vec<String>>,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+/// What an `ack` or `nack` says.
+struct Acknowledgement {
+    /// What is no id of ours is nil: it names nothing, which is for others to count.
+    ids: Vec<Uuid>,
+    reason: Option<Box<str>>,
 }
 
 impl Acknowledgement {
-    /// The messages that are named. What is no id of ours names none, which is for others to count.
-    fn ids(envelope: &Envelope<'_>) -> Result<Vec<Uuid>, Refusal> {
-        let Self { id, ids } = parse_data(envelope.data)?;
+    fn of(envelope: &Envelope<'_>) -> Result<Self, Refusal> {
+        let AcknowledgementData { id, ids, reason } = parse_data(envelope.data)?;
         let named = match (id, ids, &envelope.message_id) {
             (id, Some(ids), _) => id.into_iter().chain(ids).collect(),
             (Some(id), None, _) => vec![id],
@@ -412,7 +449,8 @@ impl Acknowledgement {
             let message = format!("an acknowledgement names 1 to {MAX_ACKS} messages");
             return Err(ErrorReply::new(ErrorCode::InvalidFormat, message).into());
         }
-        Ok(named.iter().map(|id| Uuid::try_parse(id).unwrap_or_default()).collect())
+        let ids = named.iter().map(|id| Uuid::try_parse(id).unwrap_or_default()).collect();
+        Ok(Self { ids, reason: reason.map(|reason| shorten(&reason).into()) })
     }
 }
 

@@ -1,9 +1,17 @@
 //! Rooms: named fan-outs with rules about who is in.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use dashmap::{DashMap, Entry};
+use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::sync::Notify;
 use wsc_auth::Permission;
 use wsc_events::ConnectionEvent;
 use wsc_protocol::{ErrorCode, ErrorReply, Event, EventType, Id, MessageId};
@@ -25,6 +33,54 @@ pub(crate) struct Room {
     /// Made by a join: it goes with its last member.
     pub(crate) is_automatic: bool,
     pub(crate) fanout: Fanout<SessionRef>,
+    /// Senders of messages that wait for the store, and how many: their plain messages must not overtake those.
+    pub(crate) held: Held,
+}
+
+/// Senders whose messages are on their way to the store.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    count: AtomicUsize,
+    senders: Mutex<HashMap<Box<str>, usize>>,
+    released: Notify,
+}
+
+impl Room {
+    /// A message of this sender is on its way to the store.
+    pub(crate) fn hold(&self, sender_id: &str) {
+        self.held.count.fetch_add(1, Relaxed);
+        *self.held.senders.lock().entry(sender_id.into()).or_default() += 1;
+    }
+
+    /// It has an answer.
+    pub(crate) fn release(&self, sender_id: &str) {
+        let mut senders = self.held.senders.lock();
+        if let Some(count) = senders.get_mut(sender_id) {
+            *count -= 1;
+            if *count == 0 {
+                senders.remove(sender_id);
+            }
+        }
+        drop(senders);
+        self.held.count.fetch_sub(1, Relaxed);
+        self.held.released.notify_waiters();
+    }
+
+    /// Whether messages of this sender are on their way to the store.
+    pub(crate) fn is_held_for(&self, sender_id: &str) -> bool {
+        self.held.count.load(Relaxed) > 0 && self.held.senders.lock().contains_key(sender_id)
+    }
+
+    /// Waits until all messages of this sender have an answer.
+    pub(crate) async fn released(&self, sender_id: &str) {
+        loop {
+            let released = self.held.released.notified();
+            if !self.is_held_for(sender_id) {
+                return;
+            }
+            released.await;
+        }
+    }
 }
 
 /// All rooms of the node.
@@ -134,6 +190,7 @@ impl Core {
                     max_clients: options.max_clients.filter(|&max| max > 0).unwrap_or(default_max),
                     is_automatic,
                     fanout: self.fanouts.fanout(),
+                    held: Held::default(),
                     id: id.clone(),
                 });
                 entry.insert(Arc::clone(&room));

@@ -211,6 +211,8 @@ impl Core {
                 message_type: direct.message_type,
                 sender_id: direct.sender_id,
                 room_id: None,
+                only: None,
+                except: None,
                 content: direct.content,
             },
         };
@@ -277,7 +279,7 @@ impl Core {
         let owner = Id::generated(plain.direct.target);
         let body = plain.record.encode();
         let transit = Transit::new(self, plain.id, body.clone(), owner.clone(), plain.is_remembered(), watch);
-        let letter = Letter { id: plain.id, kind: Kind::Plain, body, expires_at: None, only };
+        let letter = Letter { id: plain.id, kind: Kind::Plain, body, expires_at: None, only, except: None };
         self.pass_on(&owner, letter, transit);
         Fate::PENDING
     }

@@ -87,6 +87,17 @@ pub trait InboxStore: Send + Sync + 'static {
         false
     }
 
+    /// Whether the store is known not to work at the moment.
+    fn is_failing(&self) -> bool {
+        false
+    }
+
+    /// How many entries turned out to be damaged, and were given up, since the store was opened. They are not in
+    /// [`total`](Self::total) any more.
+    fn lost(&self) -> u64 {
+        0
+    }
+
     /// How much one user has.
     ///
     /// # Errors

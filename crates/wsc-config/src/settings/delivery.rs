@@ -31,7 +31,7 @@ section! {
 section! {
     /// Where messages are kept that must survive or wait.
     pub struct StorageSettings [storage] {
-        /// Kind of storage. The inbox is not built yet in this version: only `none` is accepted.
+        /// Kind of storage. Without one (`none`) there is no inbox, and `require_ack` is refused.
         kind: StorageKind = "embedded" => Restart;
         /// Directory of the database file.
         path: PathBuf = "./data" => Restart;

@@ -151,9 +151,9 @@ impl Mailbox {
         if flight.is_over(turn.now) {
             return self.settle(key, Fate::EXPIRED, turn);
         }
-        let owner = self.owner(flight.only());
+        let audience = self.audience(flight.only(), flight.except());
         let mut targets = SmallVec::<[(Slot, bool); 8]>::new();
-        for slot in self.connections.slots().filter(|slot| owner.is_none_or(|owner| owner == *slot)) {
+        for slot in self.connections.slots().filter(|slot| audience.includes(*slot)) {
             let Some(connection) = self.connections.get(slot) else { continue };
             let is_target = match flight.copy(slot) {
                 Some(copy) => !copy.is_queued,

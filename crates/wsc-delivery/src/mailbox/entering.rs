@@ -21,8 +21,8 @@ impl Mailbox {
         // Behind a store that hangs, the line of passed letters is bounded as it is behind a replay.
         let in_line = self.line.passing_bytes();
         if in_line > 0 && in_line + letter.body.len() > turn.config.held_bytes {
-            let owner = self.owner(letter.only);
-            for slot in self.connections.slots().filter(|slot| owner.is_none_or(|owner| owner == *slot)) {
+            let audience = self.audience(letter.only, letter.except);
+            for slot in self.connections.slots().filter(|slot| audience.includes(*slot)) {
                 let Some(connection) = self.connections.get(slot) else { continue };
                 turn.emit(Effect::Overflow { conn: connection.session, id: letter.id, bytes: letter.body.len() });
             }
@@ -85,8 +85,8 @@ impl Mailbox {
         self.last_place = self.last_place.max(Some(place));
 
         let is_over = turn.is_over(&letter);
-        let owner = self.owner(letter.only);
-        if let Some(owner) = owner
+        let audience = self.audience(letter.only, letter.except);
+        if let Some(owner) = audience.owner
             && self.connections.len() > 1
             && let Some(connection) = self.connections.get_mut(owner)
         {
@@ -96,7 +96,7 @@ impl Mailbox {
         for slot in self.connections.slots() {
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             connection.live_from.get_or_insert(place);
-            let is_target = !is_over && owner.is_none_or(|owner| owner == slot);
+            let is_target = !is_over && audience.includes(slot);
             if let Some(replay) = connection.replay_mut() {
                 // It comes to this connection through its replay, which is not at its end any more.
                 if is_first {
@@ -153,10 +153,10 @@ impl Mailbox {
 
     /// A letter that is only passed through leaves the line.
     fn pass_on(&mut self, letter: &Letter, turn: &mut Turn<'_>) {
-        let owner = self.owner(letter.only);
+        let audience = self.audience(letter.only, letter.except);
         let behind = self.last_place.map(|place| place.0.saturating_add(1));
         let mut holders = 0;
-        for slot in self.connections.slots().filter(|slot| owner.is_none_or(|owner| owner == *slot)) {
+        for slot in self.connections.slots().filter(|slot| audience.includes(*slot)) {
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             let conn = connection.session;
             match connection.replay_mut() {

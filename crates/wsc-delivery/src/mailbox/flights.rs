@@ -39,7 +39,8 @@ pub(super) struct Flight {
     /// On which connections it is or was in this stay on line.
     pub(super) copies: SmallVec<[CopyState; 2]>,
     expires_at: Millis,
-    only: Option<Box<Uuid>>,
+    /// `only` and `except` of the letter, for the few that have them.
+    audience: Option<Box<(Option<Uuid>, Option<Uuid>)>>,
     due: Millis,
 }
 
@@ -75,7 +76,11 @@ impl Flight {
     }
 
     pub(super) fn only(&self) -> Option<Uuid> {
-        self.only.as_deref().copied()
+        self.audience.as_deref()?.0
+    }
+
+    pub(super) fn except(&self) -> Option<Uuid> {
+        self.audience.as_deref()?.1
     }
 
     pub(super) fn copy(&self, slot: Slot) -> Option<&CopyState> {
@@ -96,12 +101,14 @@ impl Flight {
     }
 
     pub(super) fn into_letter(self) -> Letter {
+        let (only, except) = (self.only(), self.except());
         Letter {
             id: self.id,
             kind: self.kind,
             body: self.body,
             expires_at: (self.expires_at != NEVER).then_some(self.expires_at),
-            only: self.only.map(|conn| *conn),
+            only,
+            except,
         }
     }
 }
@@ -143,7 +150,8 @@ impl Flights {
             attempt: 1,
             copies: SmallVec::new(),
             expires_at: letter.expires_at.unwrap_or(NEVER),
-            only: letter.only.map(Box::new),
+            audience: (letter.only.is_some() || letter.except.is_some())
+                .then(|| Box::new((letter.only, letter.except))),
             due: NEVER,
         }) as Key;
         let all = &self.all;

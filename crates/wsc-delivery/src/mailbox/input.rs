@@ -27,6 +27,8 @@ pub struct Letter {
     pub expires_at: Option<Millis>,
     /// Only this connection gets it, for as long as it is there; afterwards it is a letter for its user as any other.
     pub only: Option<Uuid>,
+    /// This connection never gets it: it is where the letter comes from.
+    pub except: Option<Uuid>,
 }
 
 /// What happens to a mailbox.

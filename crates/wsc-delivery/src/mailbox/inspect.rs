@@ -80,7 +80,7 @@ mod tests {
     const CONN: Uuid = Uuid::from_u128(0xA);
 
     fn letter(n: u128, kind: Kind) -> Letter {
-        Letter { id: Uuid::from_u128(n), kind, body: Bytes::from("hi"), expires_at: None, only: None }
+        Letter { id: Uuid::from_u128(n), kind, body: Bytes::from("hi"), expires_at: None, only: None, except: None }
     }
 
     struct Bench {

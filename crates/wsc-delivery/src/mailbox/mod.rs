@@ -51,7 +51,7 @@ pub struct Place(pub u64);
 ///
 /// let (mut mailbox, config, mut effects) = (Mailbox::new(), MailboxConfig::default(), Vec::new());
 /// let letter =
-///     Letter { id: Uuid::from_u128(1), kind: Kind::Reliable, body: Bytes::from("hi"), expires_at: None, only: None };
+///     Letter { id: Uuid::from_u128(1), kind: Kind::Reliable, body: Bytes::from("hi"), expires_at: None, only: None, except: None };
 ///
 /// mailbox.handle(0, &config, Input::Accept(letter.clone()), &mut effects);
 /// assert_eq!(effects, [Effect::Persist(letter.clone())]);
@@ -176,9 +176,25 @@ impl Mailbox {
         }
     }
 
-    /// The connection that alone gets a letter, while it is there.
-    fn owner(&self, only: Option<Uuid>) -> Option<Slot> {
-        self.connections.find(only?)
+    /// Which connections get a letter.
+    fn audience(&self, only: Option<Uuid>, except: Option<Uuid>) -> Audience {
+        let find = |conn: Option<Uuid>| self.connections.find(conn?);
+        Audience { owner: find(only), except: find(except) }
+    }
+}
+
+/// Which connections get a letter: all of them in most cases.
+#[derive(Clone, Copy, Debug)]
+struct Audience {
+    /// The one that alone gets it, while it is there.
+    owner: Option<Slot>,
+    /// The one that never does.
+    except: Option<Slot>,
+}
+
+impl Audience {
+    fn includes(self, slot: Slot) -> bool {
+        self.owner.is_none_or(|owner| owner == slot) && self.except != Some(slot)
     }
 }
 

@@ -90,16 +90,20 @@ impl Mailbox {
         let id = letter.id;
         let key = self.flights.find(id);
         let flight = key.and_then(|key| self.flights.get(key));
-        let owner = self.owner(flight.map_or(letter.only, |flight| flight.only()));
+        let (only, except) = flight.map_or((letter.only, letter.except), |flight| (flight.only(), flight.except()));
+        let audience = self.audience(only, except);
         let (has_copy, is_over) = match flight {
             // Where its time is over it is not sent any more, though those who have it may still acknowledge it.
             Some(flight) => (flight.copy(slot).is_some(), flight.is_over(turn.now)),
             None => (false, turn.is_over(&letter)),
         };
-        if let Some(owner) = owner.filter(|owner| *owner != slot) {
+        if let Some(owner) = audience.owner.filter(|owner| *owner != slot) {
             if let Some(connection) = self.connections.get_mut(owner) {
                 connection.reserve(place);
             }
+            return Step::Done;
+        }
+        if !audience.includes(slot) {
             return Step::Done;
         }
         if let Some(was_left_out) = self.taking.get_mut(&id) {

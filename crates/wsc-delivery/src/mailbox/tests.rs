@@ -31,7 +31,14 @@ fn id(n: u64) -> Uuid {
 }
 
 fn reliable(n: u64) -> Letter {
-    Letter { id: id(n), kind: Kind::Reliable, body: Bytes::from(vec![b'x'; 100]), expires_at: None, only: None }
+    Letter {
+        id: id(n),
+        kind: Kind::Reliable,
+        body: Bytes::from(vec![b'x'; 100]),
+        expires_at: None,
+        only: None,
+        except: None,
+    }
 }
 
 fn plain(n: u64) -> Letter {
@@ -757,6 +764,31 @@ fn what_is_for_one_connection_is_everybodys_when_that_is_gone() {
     bench.look();
     bench.input(Input::Acked { id: id(1) });
     assert_eq!(bench.copies(B), [2]);
+}
+
+#[test]
+fn where_a_letter_comes_from_it_never_goes() {
+    let mut bench = Bench::new();
+    bench.connect(A);
+    bench.connect(B);
+    bench.accept(Letter { except: Some(A), ..reliable(1) });
+    assert_eq!(bench.look(), ["accepted 1 InFlight", "B 1 #1"]);
+    bench.input(Input::Written { conn: B, id: id(1) });
+    bench.pass_time(7_000);
+    assert_eq!(bench.look(), ["timeout 1 #1", "retry 1 #2", "B 1 #2"]);
+
+    // Nor by a replay.
+    let mut bench = Bench::resting([Letter { except: Some(A), ..reliable(1) }, reliable(2)]);
+    bench.connect(A);
+    assert_eq!(bench.copies(A), [2]);
+    bench.connect(B);
+    assert_eq!(bench.copies(B), [1, 2]);
+
+    // Where nobody else is, it rests for those who come.
+    let mut bench = Bench::new();
+    bench.connect(A);
+    bench.accept(Letter { except: Some(A), ..reliable(1) });
+    assert_eq!(bench.look(), ["accepted 1 Resting"]);
 }
 
 #[test]

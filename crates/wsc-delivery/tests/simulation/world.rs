@@ -159,7 +159,7 @@ impl World {
                 _ => None,
             };
             let kind = if self.rng.u32(0..3) == 0 { Kind::Plain } else { Kind::Reliable };
-            let letter = Letter { id: self.new_id(), kind, body, expires_at, only };
+            let letter = Letter { id: self.new_id(), kind, body, expires_at, only, except: None };
             self.send(user, letter);
         }
     }

@@ -16,7 +16,7 @@ use wsc_protocol::{ErrorCode, ErrorReply, Id};
 use wsc_transport::Peer;
 
 use super::reply::Refusal;
-use crate::{core::Core, exposure, hub::Hub, routing::SYSTEM};
+use crate::{core::Core, exposure, hub::Hub, mail::Via as Sender, routing::SYSTEM};
 
 /// How a request came to us: an extension of every request.
 #[derive(Clone)]
@@ -93,9 +93,9 @@ impl Caller {
         if self.is_admin() { Ok(()) } else { Err(Refusal::forbidden(format!("{what} needs admin:system"))) }
     }
 
-    /// For whom idempotency keys are apart.
-    pub(crate) fn name(&self) -> &str {
-        self.user_id.as_ref().map_or("operator", Id::as_str)
+    /// Who sends: for whom idempotency keys are apart.
+    pub(crate) fn via(&self) -> Sender<'_> {
+        self.user_id.as_ref().map_or(Sender::Program("operator"), |user_id| Sender::User(user_id.as_str()))
     }
 
     /// Whether the caller is this user.

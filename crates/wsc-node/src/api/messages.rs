@@ -18,7 +18,7 @@ use super::{
 use crate::{
     builder::is_reserved,
     hub::{check_id, oneshot_answer},
-    mail::{Via as Sender, Watch},
+    mail::Watch,
     routing::{SendOptions, SendReceipt},
 };
 
@@ -179,7 +179,7 @@ pub(crate) async fn send_to_user(
     };
     let (watch, result) = if waits { Some(Watch::new()).unzip() } else { (None, None) };
     let (answer, answered) = oneshot_answer();
-    core.push(&user_id, &push.content, &options, Sender::Program(caller.name()), watch, answer);
+    core.push(&user_id, &push.content, &options, caller.via(), watch, answer);
     let receipt = answered.await?.receipt;
     let Some(result) = result else { return Ok(reply::json(StatusCode::ACCEPTED, &receipt)) };
     match tokio::time::timeout(core.settings().http.wait_timeout, result).await {
@@ -289,7 +289,7 @@ pub(crate) async fn send_batch(
             }
             let options = wishes.granted(&caller, false)?;
             let (answer, answered) = oneshot_answer();
-            via.core.push(&item.user_id, &item.content, &options, Sender::Program(caller.name()), None, answer);
+            via.core.push(&item.user_id, &item.content, &options, caller.via(), None, answer);
             Ok(answered)
         });
         answers.push(sent);

@@ -19,7 +19,6 @@ use super::{
 use crate::{
     dispatch::page,
     hub::{check_id, oneshot_answer},
-    mail::Via as Sender,
     rooms::{RoomInfo, RoomOptions},
     routing::SendReceipt,
 };
@@ -283,7 +282,7 @@ async fn publish(
     }
     let options = wishes.granted(caller, true)?;
     let (answer, answered) = oneshot_answer();
-    via.core.send_room(room_id, content, &options, Sender::Program(caller.name()), answer);
+    via.core.send_room(room_id, content, &options, caller.via(), answer);
     let answered = answered.await?;
     let SendReceipt { id, duplicate, .. } = answered.receipt;
     let recipients = answered.recipients;

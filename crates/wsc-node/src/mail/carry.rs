@@ -1,6 +1,6 @@
 //! Carrying out what a mailbox asks for.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -27,7 +27,6 @@ impl Core {
     pub(super) fn take_news(self: &Arc<Self>, slot: &Arc<Slot>, desk: &mut Desk, news: News) {
         match news {
             News::Input(input) => {
-                desk.takes -= usize::from(matches!(input, Input::Taken { .. }));
                 if let Input::Disconnected { conn } = &input {
                     desk.sessions.retain(|session| session.id != *conn);
                 }
@@ -53,23 +52,39 @@ impl Core {
                 desk.passing.insert(letter.id, transit);
                 self.handle(desk, Input::Pass(letter));
             }
-            News::Verdict { id, verdict, session } => {
-                desk.acker = Some(session);
-                self.handle(
-                    desk,
-                    match verdict {
+            News::Verdicts { ids, verdict, reason, session } => {
+                (desk.acker, desk.nack_reason) = (Some(session), reason);
+                for id in ids {
+                    let input = match verdict {
                         Verdict::Acked => Input::Acked { id },
                         _ => Input::Nacked { id },
-                    },
-                );
+                    };
+                    self.handle(desk, input);
+                    self.carry_all_out(slot, desk);
+                }
+            }
+            News::Taken(found) => {
+                desk.is_taking = false;
+                for (id, verdict, letter) in found {
+                    self.handle(desk, Input::Taken { id, verdict, letter });
+                    self.carry_all_out(slot, desk);
+                }
             }
             News::Connected(session) => self.greet(slot, desk, session),
             News::Look => self.look(slot, desk),
         }
+        self.carry_all_out(slot, desk);
+        (desk.acker, desk.nack_reason) = (None, None);
+        if !desk.is_taking && !desk.wanted.is_empty() {
+            desk.is_taking = true;
+            self.take_letters(slot, std::mem::take(&mut desk.wanted));
+        }
+    }
+
+    fn carry_all_out(self: &Arc<Self>, slot: &Arc<Slot>, desk: &mut Desk) {
         while let Some(effect) = desk.effects.pop_front() {
             self.carry_out(slot, desk, effect);
         }
-        desk.acker = None;
     }
 
     fn handle(&self, desk: &mut Desk, input: Input) {
@@ -107,9 +122,8 @@ impl Core {
             }
             Effect::Take { id, verdict } => {
                 // Whoever acknowledges what it never got makes work for the store, but only so much.
-                if desk.takes < MOST_TAKES {
-                    desk.takes += 1;
-                    self.take_letter(slot, id, verdict);
+                if desk.wanted.len() < MOST_TAKES {
+                    desk.wanted.push((id, verdict));
                 } else {
                     self.handle(desk, Input::Taken { id, verdict, letter: None });
                 }
@@ -341,7 +355,11 @@ impl Core {
             _ => return,
         };
         self.count_failure(reason, slot.owner.as_str());
-        let text = if fate == Fate::EXPIRED { "its time to live is over" } else { reason.as_str() };
+        let text: Cow<'static, str> = match (fate, desk.nack_reason.as_deref()) {
+            (Fate::EXPIRED, _) => "its time to live is over".into(),
+            (Fate::REJECTED, Some(why)) => format!("rejected: {why}").into(),
+            _ => reason.as_str().into(),
+        };
         let waited = std::time::Duration::from_millis(self.mail.now().saturating_sub(record.timestamp));
         let event = FailureEvent::new(Arc::new(record.message(id)), slot.owner.clone(), reason, text);
         self.route_failure(event.after(attempts.saturating_sub(1), waited).with_timestamp(self.mail.now()));
@@ -367,6 +385,11 @@ impl Core {
 }
 
 impl Desk {
+    /// Whether letters are looked for in the store.
+    pub(super) fn is_looking(&self) -> bool {
+        self.is_taking || !self.wanted.is_empty()
+    }
+
     fn session(&self, conn: Uuid) -> Option<&Arc<Session>> {
         self.sessions.iter().find(|session| session.id == conn)
     }

@@ -41,8 +41,9 @@ impl Mail {
 
     /// How many letters of all users are in flight. Those of a mailbox that somebody works on are left out.
     pub(crate) fn in_flight(&self) -> usize {
-        let slots = self.slots.iter();
-        slots.map(|slot| slot.state.lock().desk.as_ref().map_or(0, |desk| desk.mailbox.in_flight())).sum()
+        // Whoever holds a slot's state may want the map: never both the other way round.
+        let slots: Vec<_> = self.slots.iter().map(|slot| Arc::clone(&slot)).collect();
+        slots.iter().map(|slot| slot.state.lock().desk.as_ref().map_or(0, |desk| desk.mailbox.in_flight())).sum()
     }
 
     /// How many users have something on its way.

@@ -13,7 +13,7 @@ use wsc_delivery::{
 };
 use wsc_failure::{Breaker, BreakerError, BreakerState};
 use wsc_protocol::{Fate, Id};
-use wsc_store::{Admission, Entry, EntryKey, InboxStore, NewEntry, Position, ReadLimit, StoreError};
+use wsc_store::{Admission, Entry, EntryKey, InboxStore, NewEntry, Page, Position, ReadLimit, StoreError};
 
 use super::{News, PairFate, Record, Slot, recent::Recent};
 use crate::core::Core;
@@ -63,7 +63,8 @@ impl Keeper {
 
     /// Whether the store takes letters, as far as is known.
     pub(crate) fn is_healthy(&self) -> bool {
-        self.breaker.state() == BreakerState::Closed
+        // Half open it is waiting for somebody to try: the store knows better.
+        !self.store.is_failing() && self.breaker.state() != BreakerState::Open
     }
 
     /// Hands a letter to the store.
@@ -199,14 +200,9 @@ impl Core {
         let (core, slot) = (Arc::clone(self), Arc::clone(slot));
         self.tasks.spawn(async move {
             let Some(keeper) = core.mail.keeper() else { return };
-            let limit = ReadLimit { messages, bytes };
-            let read = async || keeper.store.read(&slot.owner, after.map(|place| Position(place.0)), limit).await;
-            let policy = RetryPolicy::default();
-            let page = RetryIf::start(policy.delays(slot.owner.as_str().len() as u64), read, is_transient).await;
-            let input = match page {
+            let input = match core.read_shown(keeper, &slot.owner, after, ReadLimit { messages, bytes }).await {
                 Ok(page) => {
-                    let is_shown = |entry: &Entry| !keeper.is_hidden(&EntryKey::new(slot.owner.clone(), entry.id));
-                    let letters = page.entries.into_iter().filter(is_shown);
+                    let letters = page.entries.into_iter();
                     let letters = letters.map(|entry| (Place(entry.position.0), letter(entry))).collect();
                     Input::Page { after, letters, has_more: page.has_more }
                 }
@@ -219,39 +215,79 @@ impl Core {
         });
     }
 
-    /// Takes a letter that rests out of the store, because its receiver knows it.
-    pub(super) fn take_letter(self: &Arc<Self>, slot: &Arc<Slot>, id: Uuid, verdict: Verdict) {
+    /// Reads a page without what is settled; empty only where there is nothing more.
+    async fn read_shown(
+        &self,
+        keeper: &Keeper,
+        owner: &Id,
+        after: Option<Place>,
+        limit: ReadLimit,
+    ) -> Result<Page, StoreError> {
+        let mut after = after.map(|place| Position(place.0));
+        loop {
+            let read = async || keeper.store.read(owner, after, limit).await;
+            let delays = RetryPolicy::default().delays(owner.as_str().len() as u64);
+            let mut page = RetryIf::start(delays, read, is_transient).await?;
+            let last = page.entries.last().map(|entry| entry.position);
+            page.entries.retain(|entry| !keeper.is_hidden(&EntryKey::new(owner.clone(), entry.id)));
+            if !page.entries.is_empty() || !page.has_more || last.is_none() {
+                return Ok(page);
+            }
+            after = last;
+        }
+    }
+
+    /// Takes letters that rest out of the store, because their receiver knows them or their time is over.
+    pub(super) fn take_letters(self: &Arc<Self>, slot: &Arc<Slot>, wanted: Vec<(Uuid, Verdict)>) {
         let (core, slot) = (Arc::clone(self), Arc::clone(slot));
         self.tasks.spawn(async move {
-            let Some(keeper) = core.mail.keeper() else { return };
-            let key = EntryKey::new(slot.owner.clone(), id);
-            let taken = async {
-                if keeper.is_hidden(&key) {
-                    return Ok(None);
-                }
-                let entry = keeper.store.get(&key).await?;
-                let was_there = keeper.store.remove(vec![key]).await?;
-                // Of several who take it at the same moment one was told that it was there.
-                Ok::<_, StoreError>(entry.filter(|_| was_there == [true]))
-            };
-            let letter = match taken.await {
-                Ok(entry) => entry.map(letter),
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "an acknowledged message was not found");
-                    None
-                }
-            };
-            let _ = core.feed(&slot, News::Input(Input::Taken { id, verdict, letter }));
+            let mut found = Vec::with_capacity(wanted.len());
+            for (id, verdict) in wanted {
+                found.push((id, verdict, core.take_letter(&slot.owner, id).await));
+            }
+            let _ = core.feed(&slot, News::Taken(found));
         });
+    }
+
+    async fn take_letter(&self, owner: &Id, id: Uuid) -> Option<Letter> {
+        let keeper = self.mail.keeper()?;
+        let key = EntryKey::new(owner.clone(), id);
+        if keeper.is_hidden(&key) {
+            return None;
+        }
+        let taken = async {
+            let Some(entry) = keeper.store.get(&key).await? else { return Ok(None) };
+            let was_there = keeper.store.remove(vec![key]).await?;
+            // Of several who take it at the same moment one was told that it was there.
+            Ok::<_, StoreError>(Some(entry).filter(|_| was_there == [true]))
+        };
+        match taken.await {
+            Ok(entry) => entry.map(letter),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an acknowledged message was not found");
+                None
+            }
+        }
     }
 
     /// Settles what has rested for longer than it may.
     pub(crate) async fn run_expiry(self: Arc<Self>) {
         let Some(keeper) = self.mail.keeper() else { return };
+        let mut counted_lost = keeper.store.lost();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(SWEEP_INTERVAL) => {}
                 () = self.stop.cancelled() => return,
+            }
+            // What the store found to be damaged is gone, and nobody will ever have it.
+            let lost = keeper.store.lost();
+            if lost > counted_lost {
+                let count = (lost - counted_lost) as i64;
+                counted_lost = lost;
+                self.fanouts.stats().ledger().note(|tally| {
+                    tally.stored -= count;
+                    tally.other += count;
+                });
             }
             let keys = match keeper.store.expired(self.mail.now(), SWEEP_BATCH).await {
                 Ok(keys) => keys,
@@ -295,6 +331,7 @@ fn is_transient(error: &StoreError) -> bool {
 /// A stored entry as a mailbox has it. One that this version cannot read is kept as it is: it will not be written to
 /// anybody, and not be lost either.
 fn letter(entry: Entry) -> Letter {
-    let kind = Record::decode(&entry.body).map_or(Kind::Plain, |record| record.kind);
-    Letter { id: entry.id, kind, body: entry.body, expires_at: entry.expires_at, only: None }
+    let (kind, only, except) =
+        Record::decode(&entry.body).map_or((Kind::Plain, None, None), |r| (r.kind, r.only, r.except));
+    Letter { id: entry.id, kind, body: entry.body, expires_at: entry.expires_at, only, except }
 }

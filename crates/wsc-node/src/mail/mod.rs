@@ -17,7 +17,7 @@ mod watch;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fmt, mem,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -55,6 +55,11 @@ pub(crate) struct Answered {
 }
 
 impl Answered {
+    /// The answer to a plain room message.
+    fn published((id, recipients): (Uuid, usize)) -> Self {
+        Self { receipt: SendReceipt::new(id, Fate::PENDING), recipients: recipients as u64 }
+    }
+
     fn as_duplicate(&self) -> Self {
         Self { receipt: SendReceipt { duplicate: true, ..self.receipt }, ..*self }
     }
@@ -132,12 +137,15 @@ enum News {
     /// A plain message that must not overtake what came before it.
     Pass(Letter, Arc<Transit>),
     Connected(Arc<Session>),
-    /// A connection acknowledged a message, or rejected it.
-    Verdict {
-        id: Uuid,
+    /// A connection acknowledged messages, or rejected them for this reason.
+    Verdicts {
+        ids: Vec<Uuid>,
         verdict: Verdict,
+        reason: Option<Box<str>>,
         session: Uuid,
     },
+    /// Letters were looked for in the store.
+    Taken(Vec<(Uuid, Verdict, Option<Letter>)>),
     /// Look who is connected.
     Look,
 }
@@ -149,7 +157,8 @@ impl fmt::Debug for News {
             Self::Accept(_) => "Accept",
             Self::Pass(..) => "Pass",
             Self::Connected(_) => "Connected",
-            Self::Verdict { .. } => "Verdict",
+            Self::Verdicts { .. } => "Verdicts",
+            Self::Taken(_) => "Taken",
             Self::Look => "Look",
         })
     }
@@ -178,10 +187,13 @@ struct Desk {
     passing: HashMap<Uuid, Arc<Transit>>,
     /// Letters that count as accepted and in flight already.
     spilled: HashSet<Uuid>,
-    /// Letters that are being taken out of the store.
-    takes: usize,
-    /// Who acknowledged, while that is worked on.
+    /// Letters that are to be taken out of the store.
+    wanted: Vec<(Uuid, Verdict)>,
+    /// Whether some are being taken.
+    is_taking: bool,
+    /// Who acknowledged or rejected, and why, while that is worked on.
     acker: Option<Uuid>,
+    nack_reason: Option<Box<str>>,
     effects: VecDeque<Effect>,
     /// Reused for each input.
     fresh: Vec<Effect>,
@@ -289,6 +301,7 @@ impl Core {
     /// # Errors
     ///
     /// The news come back where the mailbox has been forgotten meanwhile.
+    #[expect(clippy::result_large_err, reason = "the news come back as they were, which is rare")]
     fn feed(self: &Arc<Self>, slot: &Arc<Slot>, news: News) -> Result<(), News> {
         let mut state = slot.state.lock();
         if state.is_gone {
@@ -297,30 +310,56 @@ impl Core {
         // Whoever sends next from here must not overtake this.
         slot.holds_back.store(true, Relaxed);
         state.news.push_back(news);
-        let Some(mut desk) = state.desk.take() else { return Ok(()) };
-        loop {
-            let batch = mem::take(&mut state.news);
-            drop(state);
-            for news in batch {
-                self.take_news(slot, &mut desk, news);
+        let Some(desk) = state.desk.take() else { return Ok(()) };
+        drop(state);
+        self.work(slot, desk);
+        Ok(())
+    }
+
+    /// Works off what a mailbox has been told. Others may tell it more meanwhile: after so much the rest is for a task,
+    /// so that nobody who only has news, such as a connection or the keeper, works for others for long.
+    fn work(self: &Arc<Self>, slot: &Arc<Slot>, desk: Box<Desk>) {
+        let Some(mut desk) = self.work_some(slot, desk) else { return };
+        let (core, slot) = (Arc::clone(self), Arc::clone(slot));
+        self.tasks.spawn(async move {
+            loop {
+                tokio::task::yield_now().await;
+                match core.work_some(&slot, desk) {
+                    Some(unfinished) => desk = unfinished,
+                    None => return,
+                }
             }
-            self.tell(&mut desk);
-            state = slot.state.lock();
-            if state.news.is_empty() {
-                break;
-            }
+        });
+    }
+
+    /// Works off a part; the desk comes back where there is more.
+    fn work_some(self: &Arc<Self>, slot: &Arc<Slot>, mut desk: Box<Desk>) -> Option<Box<Desk>> {
+        let mut batch = {
+            let mut state = slot.state.lock();
+            let part = state.news.len().min(NEWS_AT_ONCE);
+            state.news.drain(..part).collect::<Vec<_>>()
+        };
+        for news in batch.drain(..) {
+            self.take_news(slot, &mut desk, news);
         }
-        let is_needed = state.expected > 0 || !desk.mailbox.is_idle();
+        self.tell(&mut desk);
+        let mut state = slot.state.lock();
+        if !state.news.is_empty() {
+            return Some(desk);
+        }
+        let is_needed = state.expected > 0 || !desk.mailbox.is_idle() || desk.is_looking();
         slot.holds_back.store(state.expected > 0 || desk.mailbox.holds_back(), Relaxed);
         if is_needed {
             self.mail.timers.set(slot, &mut state.timer, desk.mailbox.next_wake());
             state.desk = Some(desk);
-        } else {
-            state.is_gone = true;
-            self.mail.timers.unset(slot, state.timer.take());
-            self.mail.forget(slot);
+            return None;
         }
-        Ok(())
+        state.is_gone = true;
+        self.mail.timers.unset(slot, state.timer.take());
+        // Others look into the map first and into the slot then.
+        drop(state);
+        self.mail.forget(slot);
+        None
     }
 
     /// Tells senders what is known by now.
@@ -356,12 +395,21 @@ impl Core {
 
     /// A connection is there; `was_expected` is what [`expect_session`](Self::expect_session) said of it.
     pub(crate) fn mail_connected(self: &Arc<Self>, session: &Arc<Session>, was_expected: bool) {
-        let Some(slot) = self.mail.slot(session.user.id.as_str()) else { return };
-        if was_expected {
-            slot.state.lock().expected -= 1;
+        let user_id = &session.user.id;
+        let told = match self.mail.slot(user_id.as_str()) {
+            Some(slot) => {
+                if was_expected {
+                    slot.state.lock().expected -= 1;
+                }
+                self.feed(&slot, News::Connected(Arc::clone(session))).is_ok()
+            }
+            None => false,
+        };
+        // What was stored while nobody saw the connection yet would rest until somebody makes a mailbox.
+        let rests = |keeper: &Keeper| has_inbox(user_id.as_str()) && !keeper.store().is_surely_empty(user_id);
+        if !told && self.mail.keeper().is_some_and(rests) {
+            self.mail(user_id, News::Connected(Arc::clone(session)));
         }
-        // One that was forgotten had nothing for this connection, and one that came since has seen it.
-        let _ = self.feed(&slot, News::Connected(Arc::clone(session)));
     }
 
     /// A connection is gone.
@@ -372,20 +420,36 @@ impl Core {
     }
 
     /// A connection acknowledged messages of its user's, or rejected them.
-    pub(crate) fn mail_verdict(self: &Arc<Self>, session: &Session, ids: &[Uuid], verdict: Verdict) {
+    pub(crate) fn mail_verdict(
+        self: &Arc<Self>,
+        session: &Session,
+        ids: &[Uuid],
+        verdict: Verdict,
+        reason: Option<Box<str>>,
+    ) {
         let user_id = &session.user.id;
         let Some(keeper) = self.mail.keeper() else {
             ids.iter().for_each(|_| self.mail.ignore_ack("unknown"));
             return;
         };
+        let mut known = Vec::with_capacity(ids.len());
         for &id in ids {
             let is_nothing = || self.mail.slot(user_id.as_str()).is_none() && keeper.store().is_surely_empty(user_id);
             if id.is_nil() || is_nothing() {
                 self.mail.ignore_ack(self.mail.outcomes.ignored_ack(id, user_id));
                 continue;
             }
-            self.mail(user_id, News::Verdict { id, verdict, session: session.id });
+            known.push(id);
         }
+        if !known.is_empty() {
+            let verdicts = News::Verdicts { ids: known, verdict, reason, session: session.id };
+            self.mail(user_id, verdicts);
+        }
+    }
+
+    /// Whether so much waits to be told to a user's mailbox that its connections should not be listened to.
+    pub(crate) fn mail_is_busy(&self, user_id: &Id) -> bool {
+        self.mail.slot(user_id.as_str()).is_some_and(|slot| slot.state.lock().news.len() > MOST_NEWS)
     }
 
     /// Wakes mailboxes when their time comes.
@@ -399,6 +463,12 @@ impl Core {
         }
     }
 }
+
+/// News that whoever brings some works off at once.
+const NEWS_AT_ONCE: usize = 128;
+
+/// News of one user from which on its connections are not listened to until they are fewer.
+const MOST_NEWS: usize = 256;
 
 /// Whether there may be an inbox for a user of this id: those that the hub made up do not come back.
 pub(crate) fn has_inbox(user_id: &str) -> bool {

@@ -33,6 +33,11 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
     /// Puts an entry in, or the newest value in its place; its time begins anew.
     pub(crate) fn put(&mut self, key: K, value: V, now: u64) {
         self.last += 1;
+        // What was put in again and again leaves its earlier places behind.
+        if self.order.len() > 2 * self.entries.len() + MOST_STALE {
+            let entries = &self.entries;
+            self.order.retain(|(_, number, key)| entries.get(key).is_some_and(|(_, current)| current == number));
+        }
         self.order.push_back((now, self.last, key.clone()));
         self.entries.insert(key, (value, self.last));
     }
@@ -60,9 +65,22 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
     }
 }
 
+/// Earlier places that are left behind before it is worth to look for them.
+const MOST_STALE: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_moves_often_takes_no_more_room() {
+        let mut recent = Recent::default();
+        recent.put(0, (), 0);
+        for now in 0..10_000 {
+            recent.put(1, (), now);
+        }
+        assert!(recent.order.len() <= 2 * 2 + MOST_STALE + 1, "{}", recent.order.len());
+    }
 
     #[test]
     fn old_ones_and_too_many_are_forgotten() {

@@ -1,7 +1,7 @@
 //! A message as mailboxes and the inbox keep it: one buffer, shared by all who hold it.
 //!
 //! Version 1: version, flags, timestamp (8 bytes, little endian), then the lengths (one byte each) and the texts of
-//! type, sender and room, then the content. Stores outlive versions of this program: what changes gets a new number.
+//! type, sender and room, then the sessions that flags speak of (16 bytes each), then the content. Stores outlive versions of this program: what changes gets a new number.
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -23,6 +23,10 @@ pub(crate) struct Record<'r> {
     pub(crate) message_type: &'r str,
     pub(crate) sender_id: &'r str,
     pub(crate) room_id: Option<&'r str>,
+    /// Session of the only connection that gets it, while that is there.
+    pub(crate) only: Option<Uuid>,
+    /// Session of the connection that it comes from, which gets no copy.
+    pub(crate) except: Option<Uuid>,
     pub(crate) content: &'r RawValue,
 }
 
@@ -32,24 +36,33 @@ const RECEIPT: u8 = 2;
 const FROM_CLIENT: u8 = 4;
 const HIGH: u8 = 8;
 const LOW: u8 = 16;
+const ONLY: u8 = 32;
+const EXCEPT: u8 = 64;
 
 impl<'r> Record<'r> {
     pub(crate) fn encode(&self) -> Bytes {
         let texts = [self.message_type, self.sender_id, self.room_id.unwrap_or_default()];
         let content = self.content.get();
-        let mut out = Vec::with_capacity(HEAD + 3 + texts.iter().map(|t| t.len()).sum::<usize>() + content.len());
+        let sessions = 16 * (usize::from(self.only.is_some()) + usize::from(self.except.is_some()));
+        let mut out =
+            Vec::with_capacity(HEAD + 3 + sessions + texts.iter().map(|t| t.len()).sum::<usize>() + content.len());
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let flags = flag(self.kind == Kind::Reliable, RELIABLE)
             | flag(self.wants_receipt, RECEIPT)
             | flag(self.is_from_client, FROM_CLIENT)
             | flag(self.priority == Priority::High, HIGH)
-            | flag(self.priority == Priority::Low, LOW);
+            | flag(self.priority == Priority::Low, LOW)
+            | flag(self.only.is_some(), ONLY)
+            | flag(self.except.is_some(), EXCEPT);
         out.extend([VERSION, flags]);
         out.extend(self.timestamp.to_le_bytes());
         for text in texts {
             // Ids and types have at most 128 bytes.
             out.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
             out.extend_from_slice(&text.as_bytes()[..text.len().min(u8::MAX.into())]);
+        }
+        for session in [self.only, self.except].iter().flatten() {
+            out.extend(session.as_bytes());
         }
         out.extend_from_slice(content.as_bytes());
         Bytes::from(out)
@@ -69,6 +82,15 @@ impl<'r> Record<'r> {
             std::str::from_utf8(text).ok()
         };
         let (message_type, sender_id, room_id) = (text()?, text()?, text()?);
+        let mut session = |flag| {
+            if flags & flag == 0 {
+                return Some(None);
+            }
+            let (bytes, more) = rest.split_first_chunk()?;
+            rest = more;
+            Some(Some(Uuid::from_bytes(*bytes)))
+        };
+        let (only, except) = (session(ONLY)?, session(EXCEPT)?);
         Some(Self {
             kind: if flags & RELIABLE == 0 { Kind::Plain } else { Kind::Reliable },
             wants_receipt: flags & RECEIPT != 0,
@@ -82,6 +104,8 @@ impl<'r> Record<'r> {
             message_type,
             sender_id,
             room_id: Some(room_id).filter(|id| !id.is_empty()),
+            only,
+            except,
             content: serde_json::from_slice(rest).ok()?,
         })
     }
@@ -128,7 +152,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_kept_comes_back(
-            flags in 0..8_u8, priority in 0..3_usize, timestamp: u64, message_type in ".{1,30}",
+            flags in 0..32_u8, priority in 0..3_usize, timestamp: u64, message_type in ".{1,30}",
             sender_id in ".{1,30}", room_id in proptest::option::of(".{1,30}"), text in ".{0,50}",
         ) {
             let content = serde_json::value::to_raw_value(&text).unwrap();
@@ -141,6 +165,8 @@ mod tests {
                 message_type: &message_type,
                 sender_id: &sender_id,
                 room_id: room_id.as_deref(),
+                only: (flags & 8 != 0).then(|| Uuid::from_u128(7)),
+                except: (flags & 16 != 0).then(|| Uuid::from_u128(8)),
                 content: &content,
             };
             let bytes = record.encode();

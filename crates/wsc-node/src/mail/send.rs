@@ -50,6 +50,8 @@ pub(crate) struct RoomSend<'m> {
 pub(crate) enum Via<'m> {
     /// A connection of the user that is the sender.
     Client,
+    /// A user, over HTTP.
+    User(&'m str),
     /// The embedding program, or a caller of the HTTP API by its name.
     Program(&'m str),
 }
@@ -65,7 +67,9 @@ impl Core {
         watch: Option<Watch>,
         answer: Answer,
     ) {
-        let keyed = match self.keyed(wish, via, direct.sender_id, direct.target, direct.message_type, direct.content) {
+        let priority = direct.priority.as_str();
+        let parts = [direct.message_type, direct.content.get(), direct.target_client.unwrap_or_default(), priority];
+        let keyed = match self.keyed(wish, via, direct.sender_id, &format!("user\0{}", direct.target), &parts) {
             Ok(keyed) => keyed,
             Err(error) => return answer(Err(error)),
         };
@@ -116,6 +120,8 @@ impl Core {
             message_type: direct.message_type,
             sender_id: direct.sender_id,
             room_id: None,
+            only,
+            except: None,
             content: direct.content,
         };
         if let Err(error) = self.count_sender(&record, direct.target) {
@@ -124,15 +130,16 @@ impl Core {
             return answer(Err(error));
         }
         let expires_at = self.expires_at(wish.ttl, record.timestamp);
-        let letter = Letter { id, kind, body: record.encode(), expires_at: Some(expires_at), only };
-        if let Some(from) = direct.from.filter(|from| from.user.id.as_str() != direct.target) {
-            Self::echo(from, &record.delivery(id), direct.target);
-        }
+        let letter = Letter { id, kind, body: record.encode(), expires_at: Some(expires_at), only, except: None };
+        let from = direct.from.filter(|from| from.user.id.as_str() != direct.target).cloned();
         let owner = Id::generated(direct.target);
         let core = Arc::clone(self);
         let (body, user_id) = (letter.body.clone(), owner.clone());
         let told: Told = Box::new(move |result| {
             answer(result.map(|fate| {
+                if let (Some(from), Some(record)) = (from, Record::decode(&body)) {
+                    Self::echo(&from, &record.delivery(id), user_id.as_str());
+                }
                 core.note_accepted(&body, id, &user_id, fate);
                 Answered { receipt: SendReceipt::new(id, fate), recipients: 1 }
             }));
@@ -146,7 +153,8 @@ impl Core {
     pub(crate) fn send_room_with(self: &Arc<Self>, send: &RoomSend<'_>, answer: Answer) {
         let &RoomSend { seat, sender, message_type, sender_id, content, wish, via } = send;
         let room_id = seat.room.id.as_str();
-        let keyed = match self.keyed(wish, via, sender_id, room_id, message_type, content) {
+        let parts = [message_type, content.get()];
+        let keyed = match self.keyed(wish, via, sender_id, &format!("room\0{room_id}"), &parts) {
             Ok(keyed) => keyed,
             Err(error) => return answer(Err(error)),
         };
@@ -155,11 +163,20 @@ impl Core {
             return answer(Err(error));
         }
         if !wish.require_ack {
-            let published = self.publish_room(seat, message_type, sender_id, content, sender.is_some());
-            return answer(published.map(|(id, recipients)| Answered {
-                receipt: SendReceipt::new(id, Fate::PENDING),
-                recipients: recipients as u64,
-            }));
+            if !seat.room.is_held_for(sender_id) {
+                let published = self.publish_room(seat, message_type, sender_id, content, sender.is_some());
+                return answer(published.map(Answered::published));
+            }
+            // What the same sender wants to be acknowledged is on its way to the store: this must not overtake it.
+            let (core, seat, excludes) = (Arc::clone(self), seat.clone(), sender.is_some());
+            let (message_type, sender_id) = (message_type.to_owned(), sender_id.to_owned());
+            let content = content.to_owned();
+            self.tasks.spawn(async move {
+                seat.room.released(&sender_id).await;
+                let published = core.publish_room(&seat, &message_type, &sender_id, &content, excludes);
+                answer(published.map(Answered::published));
+            });
+            return;
         }
         let (users, nameless) = match self.reliable_recipients(seat, sender) {
             Ok(recipients) => recipients,
@@ -175,6 +192,8 @@ impl Core {
             message_type,
             sender_id,
             room_id: Some(room_id),
+            only: None,
+            except: None,
             content,
         };
         let body = record.encode();
@@ -188,10 +207,22 @@ impl Core {
             let receipt = SendReceipt::new(id, Fate::SENT);
             return answer(Ok(Answered { receipt, recipients: shown }));
         }
+        seat.room.hold(sender_id);
+        let room = Arc::clone(&seat.room);
+        let sender_id = sender_id.to_owned();
+        let answer: Answer = Box::new(move |result| {
+            room.release(&sender_id);
+            answer(result);
+        });
         let gathered = Gathered { left: users.len(), accepted: shown, error: None, answer: Some(answer) };
         let gathered = Arc::new(Mutex::new(gathered));
-        for Member { user_id, only, connections } in users {
-            let letter = Letter { id, kind: Kind::Reliable, body: body.clone(), expires_at: Some(expires_at), only };
+        let own_body = sender.map(|sender| Record { except: Some(sender.id), ..record }.encode());
+        for Member { user_id, connections } in users {
+            // The sending connection gets no copy; its user's other devices do.
+            let own = sender.zip(own_body.as_ref()).filter(|(sender, _)| sender.user.id == user_id);
+            let (except, body) = own.map_or((None, &body), |(sender, own)| (Some(sender.id), own));
+            let (expires_at, body) = (Some(expires_at), body.clone());
+            let letter = Letter { id, kind: Kind::Reliable, body: body.clone(), expires_at, only: None, except };
             let (core, owner) = (Arc::clone(self), user_id.clone());
             let (kept, gathered) = (body.clone(), Arc::clone(&gathered));
             let told: Told = Box::new(move |result| {
@@ -240,10 +271,8 @@ impl Core {
                 users[*place].connections += 1;
                 continue;
             }
-            // The sending connection gets no copy: another device of the same user gets it alone.
-            let is_own = sender.is_some_and(|sender| sender.user.id == *user_id);
             places.insert(user_id.clone(), users.len());
-            users.push(Member { user_id: user_id.clone(), only: is_own.then_some(session.id), connections: 1 });
+            users.push(Member { user_id: user_id.clone(), connections: 1 });
             if users.len() as u64 > most {
                 let details = serde_json::json!({ "limit": most });
                 let error = ErrorReply::new(ErrorCode::TooLarge, "too many recipients for an acknowledged message");
@@ -281,10 +310,10 @@ impl Core {
     pub(crate) fn store_transit(self: &Arc<Self>, transit: &Arc<Transit>) {
         let Some(record) = Record::decode(transit.body()) else { return };
         // It was accepted, so its sender's limit is no reason to lose it.
-        let _ = self.count_sender(&record, "");
+        self.add_to_sender(&record);
         let expires_at = Some(self.expires_at(None, record.timestamp));
         let (id, body) = (transit.id(), transit.body().clone());
-        let letter = Letter { id, kind: Kind::Plain, body, expires_at, only: None };
+        let letter = Letter { id, kind: Kind::Plain, body, expires_at, only: None, except: None };
         let transit = Arc::clone(transit);
         let owner = transit.recipient().clone();
         let core = Arc::clone(self);
@@ -295,7 +324,12 @@ impl Core {
                 }
                 core.note_outcome_of(transit.body(), id, transit.recipient(), fate);
             }
-            Err(_) => transit.fail(FailureReason::QueueFull),
+            Err(_) => {
+                if let Some(record) = Record::decode(transit.body()) {
+                    core.forget_sender(&record);
+                }
+                transit.fail(FailureReason::QueueFull);
+            }
         });
         self.mail(&owner, News::Accept(Box::new(Accept { letter, note: None, told, watch: None, is_in_flight: true })));
     }
@@ -326,18 +360,19 @@ impl Core {
         via: Via<'_>,
         sender_id: &str,
         target: &str,
-        message_type: &str,
-        content: &RawValue,
+        parts: &[&str],
     ) -> Result<Option<KeyedSend>, ErrorReply> {
         let Some(key) = wish.idempotency_key else { return Ok(None) };
         crate::hub::check_id("idempotency_key", key)?;
         let scope = match via {
-            Via::Client => format!("user:{sender_id}"),
-            Via::Program(name) => format!("program:{name}"),
+            Via::Client => format!("user\0{sender_id}"),
+            Via::User(user_id) => format!("user\0{user_id}"),
+            Via::Program(name) => format!("program\0{name}"),
         };
         let ttl = wish.ttl.map_or(0, |ttl| ttl.as_millis()).to_string();
         let require_ack = if wish.require_ack { "1" } else { "0" };
-        Ok(Some(KeyedSend::new(&scope, target, key, &[message_type, sender_id, require_ack, &ttl, content.get()])))
+        let parts = [&[sender_id, require_ack, &ttl], parts].concat();
+        Ok(Some(KeyedSend::new(&scope, target, key, &parts)))
     }
 
     /// Looks whether a send is a repetition; `None` where it is, and its answer has been taken care of.
@@ -481,6 +516,12 @@ impl Core {
         Ok(())
     }
 
+    fn add_to_sender(&self, record: &Record<'_>) {
+        if record.is_from_client {
+            *self.mail.stored_by.entry(record.sender_id.into()).or_insert(0) += 1;
+        }
+    }
+
     /// A message that a client sent is settled. Those of an earlier run were never counted.
     pub(super) fn forget_sender(&self, record: &Record<'_>) {
         if !record.is_from_client || record.timestamp < self.started_at {
@@ -506,8 +547,6 @@ pub(crate) enum Plain {
 /// A user whose connections are in a room.
 struct Member {
     user_id: Id,
-    /// The only connection that gets a copy, where not all do.
-    only: Option<Uuid>,
     connections: u64,
 }
 

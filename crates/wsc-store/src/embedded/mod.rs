@@ -151,10 +151,6 @@ impl EmbeddedInbox {
         Ok((Self { shared, done, thread: Some(thread) }, opened))
     }
 
-    /// How many entries were found to be damaged since the store was opened, and are lost.
-    pub fn lost(&self) -> u64 {
-        self.shared.lost.load(Ordering::Relaxed)
-    }
 }
 
 impl fmt::Debug for EmbeddedInbox {
@@ -177,6 +173,14 @@ impl Drop for EmbeddedInbox {
 
 #[async_trait]
 impl InboxStore for EmbeddedInbox {
+    fn is_failing(&self) -> bool {
+        self.shared.state.lock().is_failing
+    }
+
+    fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
     async fn append(&self, entries: Vec<NewEntry>) -> Result<Vec<Admission>, StoreError> {
         let shared = &self.shared;
         drop(shared.open()?);
