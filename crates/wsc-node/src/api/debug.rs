@@ -256,7 +256,7 @@ pub(crate) async fn ack_stats(Extension(via): Extension<Via>) -> Response {
     let tally = core.fanouts.stats().ledger().snapshot();
     let (timeouts, retries) = core.metrics.late_acks();
     reply::ok(&AckStats {
-        pending: core.mail.in_flight(),
+        pending: core.mail.in_flight().await,
         stored: whole(tally.stored),
         acked: whole(tally.acked),
         rejected: whole(tally.rejected),
@@ -355,7 +355,7 @@ pub(crate) async fn ack_pending(
     let now = mail.now();
     Ok(reply::ok(&PendingMessages {
         pending: pending.iter().map(|(user_id, flight)| PendingMessage::new(user_id, flight, now)).collect(),
-        total: mail.in_flight(),
+        total: mail.in_flight().await,
         next_cursor: next_cursor.map(|cursor| cursor.to_string()),
     }))
 }

@@ -314,6 +314,14 @@ impl Core {
         attempts: u32,
     ) {
         let id = letter.id;
+        // Only what settled something: anybody can acknowledge what there never was.
+        if let Some(session) = desk.acker {
+            match fate.outcome {
+                Outcome::Acked => self.trace(session, ConnectionEvent::Ack { message: id }),
+                Outcome::Rejected => self.trace(session, ConnectionEvent::Nack { message: id }),
+                _ => {}
+            }
+        }
         self.fanouts.stats().ledger().note(|tally| {
             *gauge(tally, was) -= 1;
             match (fate.outcome, fate.reason) {

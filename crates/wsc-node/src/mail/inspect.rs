@@ -39,11 +39,15 @@ impl Mail {
         }
     }
 
-    /// How many letters of all users are in flight. Those of a mailbox that somebody works on are left out.
-    pub(crate) fn in_flight(&self) -> usize {
+    /// How many letters of all users are in flight.
+    pub(crate) async fn in_flight(&self) -> usize {
         // Whoever holds a slot's state may want the map: never both the other way round.
         let slots: Vec<_> = self.slots.iter().map(|slot| Arc::clone(&slot)).collect();
-        slots.iter().map(|slot| slot.state.lock().desk.as_ref().map_or(0, |desk| desk.mailbox.in_flight())).sum()
+        let mut sum = 0;
+        for slot in slots {
+            sum += slot.look(Mailbox::in_flight).await.unwrap_or(0);
+        }
+        sum
     }
 
     /// How many users have something on its way.

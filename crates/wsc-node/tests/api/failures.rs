@@ -26,7 +26,7 @@ fn sum(metrics: &Metrics) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_failure_is_counted_once_however_they_are_divided() {
-    let keys = "node_id: n1, ack_timeout: 50ms, ack_max_retries: 0, inbox: {retry_interval: 1h}, \
+    let keys = "node_id: n1, ack_timeout: 1s, ack_max_retries: 0, inbox: {retry_interval: 1h}, \
         storage: {kind: memory, inbox_max_messages: 1}, failure_handlers: {offline_storage: none}";
     let hub = hub(keys).await;
     let reliable = SendOptions::default().require_ack();
