@@ -17,14 +17,12 @@ use wsc_transport::{Message, Next};
 
 use crate::{
     context::{Context, guarded},
-    core::Core,
     encode::{now_ms, reply_frame, with_frame},
     hub::Hub,
     mail::{Answer, Answered, Reliability, Via},
     rooms::RoomOptions,
     routing::{Direct, SendReceipt},
     service::Connected,
-    session::Session,
 };
 
 /// A request that is not fulfilled.
@@ -200,47 +198,34 @@ impl Connected {
             return Err(if exists { ErrorCode::NotInRoom.into() } else { ErrorCode::RoomNotFound.into() });
         };
         let message_id = envelope.message_id.as_ref();
+        let encode = |out: &mut Vec<u8>, answered: &Answered, message_id: &MessageId<'_>| {
+            let (id, duplicate) = (answered.receipt.id, answered.receipt.duplicate);
+            encode::accepted_room(out, id, answered.recipients, duplicate, message_id, now_ms());
+        };
+        if !wish.require_ack && seat.room.is_held_for(self.session.user.id.as_str()) {
+            // What the same sender wants to be acknowledged is on its way to the store: this must not overtake it.
+            let (core, session) = (Arc::clone(&self.core), Arc::clone(&self.session));
+            let (content, key) = (request.content().to_owned(), wish.idempotency_key.map(str::to_owned));
+            let answer = self.answer(message_id, encode);
+            return Ok(Next::Wait(Box::pin(async move {
+                seat.room.released(session.user.id.as_str()).await;
+                let wish = Reliability { idempotency_key: key.as_deref(), ..Reliability::default() };
+                core.send_room_from(&session, &seat, &content, &wish, answer);
+            })));
+        }
         if wish.require_ack || wish.idempotency_key.is_some() {
-            let sender = &self.session;
-            let answer = self.answer(message_id, |out, answered, message_id| {
-                let (id, duplicate) = (answered.receipt.id, answered.receipt.duplicate);
-                encode::accepted_room(out, id, answered.recipients, duplicate, message_id, now_ms());
-            });
-            self.core.send_room_from(sender, &seat, request.content(), &wish, answer);
+            let answer = self.answer(message_id, encode);
+            self.core.send_room_from(&self.session, &seat, request.content(), &wish, answer);
             return Ok(Next::Read);
         }
-        if !seat.room.is_held_for(self.session.user.id.as_str()) {
-            let sent = self.core.send_room_plain(&self.session, &seat, request.content());
-            Self::answer_room(&self.core, &self.session, message_id, sent);
-            return Ok(Next::Read);
+        let (id, recipients) = self.core.send_room_plain(&self.session, &seat, request.content())?;
+        if let Some(message_id) = message_id {
+            with_frame(
+                |out| encode::accepted_room(out, id, recipients as u64, false, message_id, now_ms()),
+                |frame| self.session.outbound.send(frame),
+            );
         }
-        // What the same sender wants to be acknowledged is on its way to the store: this must not overtake it.
-        let (core, session) = (Arc::clone(&self.core), Arc::clone(&self.session));
-        let content = request.content().to_owned();
-        let message_id = message_id.cloned().map(MessageId::into_owned);
-        Ok(Next::Wait(Box::pin(async move {
-            seat.room.released(session.user.id.as_str()).await;
-            let sent = core.send_room_plain(&session, &seat, &content);
-            Self::answer_room(&core, &session, message_id.as_ref(), sent);
-        })))
-    }
-
-    fn answer_room(
-        core: &Core,
-        session: &Session,
-        message_id: Option<&MessageId<'_>>,
-        sent: Result<(Uuid, usize), ErrorReply>,
-    ) {
-        match (sent, message_id) {
-            (Ok((id, recipients)), Some(message_id)) => {
-                with_frame(
-                    |out| encode::accepted_room(out, id, recipients as u64, false, message_id, now_ms()),
-                    |frame| session.outbound.send(frame),
-                );
-            }
-            (Ok(_), None) => {}
-            (Err(error), message_id) => core.send_error(session, &error, message_id),
-        }
+        Ok(Next::Read)
     }
 
     fn direct_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {

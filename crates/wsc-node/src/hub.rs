@@ -200,6 +200,11 @@ impl Hub {
         options: &SendOptions,
         watch: Option<Watch>,
     ) -> Result<Answered, ErrorReply> {
+        // Ids of users without a name are reserved, and yet they can be addressed.
+        if !user_id.starts_with("anon:") {
+            check_id("user_id", user_id)?;
+        }
+        check_options(options)?;
         let (answer, answered) = oneshot_answer();
         self.core().push(user_id, content, options, Via::Program("hub"), watch, answer);
         answered.await
@@ -252,6 +257,7 @@ impl Hub {
         content: &RawValue,
         options: &SendOptions,
     ) -> Result<(Uuid, u64), ErrorReply> {
+        check_options(options)?;
         let (answer, answered) = oneshot_answer();
         self.core().send_room(room_id, content, options, Via::Program("hub"), answer);
         answered.await.map(|answered| (answered.receipt.id, answered.recipients))
@@ -427,6 +433,22 @@ fn count_or_refuse(results: Vec<Result<(), ErrorReply>>) -> Result<usize, ErrorR
         Some(error) if succeeded == 0 => Err(error),
         _ => Ok(succeeded),
     }
+}
+
+/// Refuses names that break the rules, and types that belong to the protocol.
+fn check_options(options: &SendOptions) -> Result<(), ErrorReply> {
+    if let Some(sender_id) = &options.sender_id {
+        check_id("sender_id", sender_id)?;
+    }
+    if let Some(message_type) = &options.message_type {
+        check_id("message_type", message_type)?;
+        // The two that a push has anyway may be named.
+        if is_reserved(message_type) && !matches!(&**message_type, "user_message" | "room_message") {
+            let message = format!("message_type {message_type:?} belongs to the protocol");
+            return Err(ErrorReply::new(ErrorCode::InvalidFormat, message));
+        }
+    }
+    Ok(())
 }
 
 /// An answer, and where it arrives.

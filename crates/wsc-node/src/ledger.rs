@@ -44,6 +44,9 @@ pub(crate) struct Transit {
     settled: AtomicBool,
     /// A queue was too full for it.
     refused: AtomicBool,
+    attempts: AtomicU32,
+    /// How often it is tried again, where that is not for the settings to say.
+    max_retries: Option<u32>,
 }
 
 impl Transit {
@@ -55,6 +58,7 @@ impl Transit {
         recipient: Id,
         is_remembered: bool,
         watch: Option<Watch>,
+        max_retries: Option<u32>,
     ) -> Arc<Self> {
         core.fanouts.stats().ledger().note(|tally| {
             tally.accepted += 1;
@@ -64,7 +68,19 @@ impl Transit {
             watch.attempt();
         }
         let (open, settled, refused) = (AtomicU32::new(1), AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { core: Arc::clone(core), id, body, recipient, is_remembered, watch, open, settled, refused })
+        Arc::new(Self {
+            core: Arc::clone(core),
+            id,
+            body,
+            recipient,
+            is_remembered,
+            watch,
+            open,
+            settled,
+            refused,
+            attempts: AtomicU32::new(1),
+            max_retries,
+        })
     }
 
     pub(crate) fn id(&self) -> Uuid {
@@ -117,6 +133,23 @@ impl Transit {
         self.sent();
     }
 
+    /// How often it was tried so far.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
+    /// One more try begins.
+    pub(crate) fn attempt(&self) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        if let Some(watch) = &self.watch {
+            watch.attempt();
+        }
+    }
+
+    pub(crate) fn max_retries(&self) -> Option<u32> {
+        self.max_retries
+    }
+
     /// Whether it needs no more tries.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Acquire)
@@ -135,7 +168,10 @@ impl Transit {
 
     /// One of those that might have written it cannot (or was never needed).
     pub(crate) fn one_less(self: &Arc<Self>, reason: FailureReason) {
-        if self.open.fetch_sub(1, Ordering::AcqRel) != 1 || self.settled.swap(true, Ordering::AcqRel) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) != 1 || self.is_settled() || self.core.try_again(self, reason) {
+            return;
+        }
+        if self.settled.swap(true, Ordering::AcqRel) {
             return;
         }
         if reason == FailureReason::QueueFull && self.core.spill(self) {
@@ -156,7 +192,7 @@ impl Transit {
             let message = Arc::new(record.message(self.id));
             let event = FailureEvent::new(message, self.recipient.clone(), reason, reason.as_str());
             let waited = std::time::Duration::from_millis(now_ms().saturating_sub(record.timestamp));
-            self.core.route_failure(event.after(0, waited).with_timestamp(now_ms()));
+            self.core.route_failure(event.after(self.attempts().saturating_sub(1), waited).with_timestamp(now_ms()));
         }
     }
 
@@ -167,10 +203,10 @@ impl Transit {
         let Some(record) = Record::decode(&self.body) else { return };
         let user_id = self.recipient.as_str();
         if self.is_remembered {
-            self.core.note_outcome(self.id, record.sender_id, &self.recipient, fate, 1);
+            self.core.note_outcome(self.id, record.sender_id, &self.recipient, fate, self.attempts());
         }
         if record.wants_receipt {
-            self.core.send_receipt(self.id, &record, user_id, fate, 1);
+            self.core.send_receipt(self.id, &record, user_id, fate, self.attempts());
         }
         self.core.note_end_of(|| record.info(self.id, user_id), fate);
     }

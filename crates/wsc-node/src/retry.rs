@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -46,12 +46,15 @@ impl Retries {
 }
 
 impl Core {
-    /// Whether a message that failed for this reason is tried again. Only `drop_newest` refuses a message that may
-    /// fit later; the other policies have dropped what they drop.
-    pub(crate) fn may_retry(&self, reason: FailureReason) -> bool {
+    /// Whether a message that failed for this reason is tried again. Of full queues only `drop_newest` refuses a
+    /// message that may fit later; the other policies have dropped what they drop.
+    pub(crate) fn may_retry(&self, reason: FailureReason, max_retries: Option<u32>) -> bool {
         let retries = &self.retries;
-        if self.fanouts.queue_policy() != QueuePolicy::DropNewest
-            || retries.policy.config().max_retries == 0
+        let is_dropped = reason == FailureReason::QueueFull && self.fanouts.queue_policy() != QueuePolicy::DropNewest;
+        let most = retries.policy.config().max_retries;
+        if is_dropped
+            || self.is_draining()
+            || max_retries.unwrap_or(most) == 0
             || retries.policy.classify(reason, reason.as_str()) == Retry::No
         {
             return false;
@@ -65,31 +68,57 @@ impl Core {
         budget.budget.try_retry(now)
     }
 
+    /// Tries a message again that no connection took, after a while, on the connections that its receiver has then.
+    /// Returns false where it is not tried again.
+    pub(crate) fn try_again(self: &Arc<Self>, transit: &Arc<Transit>, reason: FailureReason) -> bool {
+        // A queue that was full has been tried again already, see `retry`.
+        if reason == FailureReason::QueueFull {
+            return false;
+        }
+        let done = transit.attempts() - 1;
+        let seed = transit.id().as_u128() as u64;
+        let delay = self.retries.policy.delays_of(seed, transit.max_retries()).nth(done as usize);
+        let Some(delay) = delay.filter(|_| self.may_retry(reason, transit.max_retries())) else { return false };
+        if let Some(watch) = transit.watch() {
+            watch.attempt_failed(reason);
+        }
+        self.note_retry(transit, reason, done + 2, delay);
+        transit.hold();
+        let (core, transit) = (Arc::clone(self), Arc::clone(transit));
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = core.stop.cancelled() => {}
+            }
+            core.retries.attempts.fetch_add(1, Relaxed);
+            transit.attempt();
+            core.offer_again(&transit, reason);
+        });
+        true
+    }
+
+    fn note_retry(&self, transit: &Transit, reason: FailureReason, attempt: u32, delay: Duration) {
+        self.events.publish_with(EventType::RetryStarted, || Event::RetryStarted {
+            message_id: transit.id(),
+            user_id: transit.recipient().clone(),
+            reason,
+            attempt,
+            delay_ms: delay.as_millis() as u64,
+        });
+    }
+
     /// Offers a frame again to the connections that had no room for it. `transit` waits on this, too.
-    /// `max_retries` may say how often, instead of the settings.
-    pub(crate) fn retry(
-        self: &Arc<Self>,
-        transit: Arc<Transit>,
-        frame: Vec<u8>,
-        mut full: Vec<Arc<Session>>,
-        max_retries: Option<u32>,
-    ) {
+    pub(crate) fn retry(self: &Arc<Self>, transit: Arc<Transit>, frame: Vec<u8>, mut full: Vec<Arc<Session>>) {
         let core = Arc::clone(self);
         let seed = full.first().map_or(0, |session| session.id.as_u128() as u64) ^ frame.len() as u64;
         self.tasks.spawn(async move {
             let encoded = Encoded::new(&frame);
             let reason = FailureReason::QueueFull;
-            for (attempt, delay) in (2..).zip(core.retries.policy.delays_of(seed, max_retries)) {
+            for (attempt, delay) in (2..).zip(core.retries.policy.delays_of(seed, transit.max_retries())) {
                 if let Some(watch) = transit.watch() {
                     watch.attempt_failed(reason);
                 }
-                core.events.publish_with(EventType::RetryStarted, || Event::RetryStarted {
-                    message_id: transit.id(),
-                    user_id: transit.recipient().clone(),
-                    reason,
-                    attempt,
-                    delay_ms: delay.as_millis() as u64,
-                });
+                core.note_retry(&transit, reason, attempt, delay);
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
                     () = core.stop.cancelled() => break,
@@ -98,9 +127,7 @@ impl Core {
                     break;
                 }
                 core.retries.attempts.fetch_add(1, Relaxed);
-                if let Some(watch) = transit.watch() {
-                    watch.attempt();
-                }
+                transit.attempt();
                 let priority = transit.priority();
                 full.retain(|session| {
                     let sent = session.offer(&encoded, priority, false, &mut || Some(transit.wait_on_one_more()));

@@ -9,8 +9,8 @@ use wsc_config::StorageKind;
 use wsc_delivery::mailbox::{Kind, Letter};
 use wsc_failure::FailureEvent;
 use wsc_protocol::{
-    ErrorCode, ErrorReply, Event, EventType, FailureInfo, FailureReason, Fate, Id, MessageInfo, Priority, UserType,
-    encode::Delivery,
+    ErrorCode, ErrorReply, Event, EventType, FailureInfo, FailureReason, Fate, HubMessage, Id, MessageInfo, Priority,
+    UserType, encode::Delivery,
 };
 use wsc_transport::{Encoded, PublishError, QueuePolicy, Sent};
 
@@ -201,7 +201,8 @@ impl Core {
         let plain = PlainSend {
             id,
             direct,
-            max_retries: wish.max_retries,
+            // What is for one connection ends with it.
+            max_retries: if direct.target_client.is_some() { Some(0) } else { wish.max_retries },
             record: Record {
                 kind: Kind::Plain,
                 wants_receipt: wish.receipt,
@@ -278,7 +279,8 @@ impl Core {
     fn pass_through(self: &Arc<Self>, plain: &PlainSend<'_>, only: Option<Uuid>, watch: Option<Watch>) -> Fate {
         let owner = Id::generated(plain.direct.target);
         let body = plain.record.encode();
-        let transit = Transit::new(self, plain.id, body.clone(), owner.clone(), plain.is_remembered(), watch);
+        let transit =
+            Transit::new(self, plain.id, body.clone(), owner.clone(), plain.is_remembered(), watch, plain.max_retries);
         let letter = Letter { id: plain.id, kind: Kind::Plain, body, expires_at: None, only, except: None };
         self.pass_on(&owner, letter, transit);
         Fate::PENDING
@@ -300,7 +302,7 @@ impl Core {
         let mut dropped = Vec::new();
         let begin = |user_id: &Id| {
             let body = plain.record.encode();
-            Transit::new(self, plain.id, body, user_id.clone(), plain.is_remembered(), watch.take())
+            Transit::new(self, plain.id, body, user_id.clone(), plain.is_remembered(), watch.take(), plain.max_retries)
         };
         for session in recipients.as_slice() {
             let mut track = || Some(transit.get_or_insert_with(|| begin(&session.user.id)).wait_on_one_more());
@@ -320,14 +322,10 @@ impl Core {
             // Nobody has it in a queue: it is stored as if its receiver were away.
             return Err(watch.take());
         }
-        if written == 0
-            && !dropped.is_empty()
-            && plain.max_retries != Some(0)
-            && self.may_retry(FailureReason::QueueFull)
-        {
+        if written == 0 && !dropped.is_empty() && self.may_retry(FailureReason::QueueFull, plain.max_retries) {
             let transit = transit.get_or_insert_with(|| begin(&dropped[0].user.id));
             transit.hold();
-            self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped), plain.max_retries);
+            self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped));
         }
         for session in dropped {
             self.tell_gap(&session, frame.plain().len());
@@ -357,6 +355,33 @@ impl Core {
         }
     }
 
+    /// Offers a message to the connections that its receiver has now; `reason` is why the try before failed.
+    pub(crate) fn offer_again(self: &Arc<Self>, transit: &Arc<Transit>, reason: FailureReason) {
+        let Some(record) = Record::decode(transit.body()) else { return transit.one_less(reason) };
+        let owner = transit.recipient().clone();
+        if self.mail.holding_back(owner.as_str()) {
+            let (id, body) = (transit.id(), transit.body().clone());
+            let letter = Letter { id, kind: Kind::Plain, body, expires_at: None, only: None, except: None };
+            return self.pass_on(&owner, letter, Arc::clone(transit));
+        }
+        if let Some(user) = self.users.get(owner.as_str()) {
+            let mut full = Vec::new();
+            with_message(&record.delivery(transit.id()), |frame| {
+                for session in user.recipients().as_slice() {
+                    match session.offer(frame, record.priority, false, &mut || Some(transit.wait_on_one_more())) {
+                        Sent::Written => transit.written(),
+                        Sent::Dropped => full.push(Arc::clone(session)),
+                        Sent::Queued | Sent::Closed => {}
+                    }
+                }
+                if !full.is_empty() && !transit.is_settled() {
+                    self.refused_by_queue(transit, frame, full);
+                }
+            });
+        }
+        transit.one_less(reason);
+    }
+
     /// Queues were full: they are tried again, where that may help, or tell their peers what they miss.
     pub(crate) fn refused_by_queue(
         self: &Arc<Self>,
@@ -364,9 +389,9 @@ impl Core {
         frame: &Encoded<'_>,
         full: Vec<Arc<Session>>,
     ) {
-        if self.may_retry(FailureReason::QueueFull) {
+        if self.may_retry(FailureReason::QueueFull, transit.max_retries()) {
             transit.hold();
-            self.retry(Arc::clone(transit), frame.plain().to_vec(), full, None);
+            self.retry(Arc::clone(transit), frame.plain().to_vec(), full);
             return;
         }
         transit.refused();
@@ -562,7 +587,7 @@ impl Core {
             Err(PublishError::Closed) if self.rooms.get(room.id.as_str()).is_some() => Err(ErrorCode::NotInRoom.into()),
             Err(PublishError::Closed) => Err(ErrorCode::RoomNotFound.into()),
             Err(PublishError::Full) => {
-                self.count_refusal(FailureReason::BroadcastFull);
+                self.refuse_broadcast(&delivery, &room.id);
                 Err(ErrorReply::new(ErrorCode::Full, "too much waits to be sent to this room"))
             }
         }
@@ -615,6 +640,16 @@ impl Core {
             return Err(ErrorReply::new(ErrorCode::Full, "too many broadcasts wait to be sent"));
         }
         Ok(recipients)
+    }
+
+    /// A room, or everybody, has too much waiting: counted, and told to handlers with the room as the recipient.
+    fn refuse_broadcast(&self, delivery: &Delivery<'_>, recipient: &Id) {
+        self.count_refusal(FailureReason::BroadcastFull);
+        let Delivery { id, message_type, sender_id, content, timestamp, .. } = *delivery;
+        let mut message = HubMessage::new(id, message_type, sender_id, content, timestamp);
+        message.room_id = delivery.room_id.map(str::to_owned);
+        let reason = FailureReason::BroadcastFull;
+        self.route_failure(FailureEvent::new(Arc::new(message), recipient.clone(), reason, reason.as_str()));
     }
 
     fn note_broadcast(&self, delivery: &Delivery<'_>, recipients: usize) {

@@ -93,6 +93,7 @@ pub fn inbox_limits(settings: &Settings) -> InboxLimits {
     limits.user_messages = settings.storage.inbox_max_messages;
     limits.user_bytes = settings.storage.inbox_max_bytes.as_u64();
     limits.total_bytes = settings.storage.max_bytes.as_u64();
+    limits.notes = settings.idempotency.max_keys;
     limits
 }
 

@@ -159,6 +159,16 @@ impl Connection {
         (messages > 0 && bytes > 0).then_some((messages, bytes))
     }
 
+    /// Whether its replay stands still until something is acknowledged.
+    pub(super) fn waits_for_acks(&self, config: &MailboxConfig) -> bool {
+        let (messages, bytes) = self.unacked.room(config);
+        let next = self.replay().and_then(|replay| replay.feed.front());
+        let is_too_large = next.is_some_and(|(_, letter)| {
+            letter.kind == Kind::Reliable && !self.unacked.takes(letter.body.len() as u64, config)
+        });
+        messages == 0 || bytes == 0 || is_too_large
+    }
+
     /// Notes that others leave out the letter at this place because it is this connection's.
     pub(super) fn reserve(&mut self, place: Place) {
         self.reserved_from = Some(self.reserved_from.map_or(place, |from| from.min(place)));
@@ -186,9 +196,14 @@ impl Replay {
         self.feed.is_empty() && !self.is_last && !self.waits_for_line && self.offering.is_none()
     }
 
+    /// Whether a letter fits behind the replay; the first always does.
+    pub(super) fn can_hold(&self, letter: &Letter, config: &MailboxConfig) -> bool {
+        self.held.is_empty() || self.held_bytes + letter.body.len() <= config.held_bytes
+    }
+
     /// Keeps a letter behind the replay. False where it does not fit.
     pub(super) fn hold(&mut self, letter: &Letter, behind: Option<u64>, config: &MailboxConfig) -> bool {
-        if !self.held.is_empty() && self.held_bytes + letter.body.len() > config.held_bytes {
+        if !self.can_hold(letter, config) {
             return false;
         }
         self.held_bytes += letter.body.len();

@@ -5,7 +5,7 @@ use wsc_protocol::Fate;
 
 use super::{
     Copy, Effect, Letter, Mailbox, Place, Refusal, Sort, Turn, Whereabouts,
-    connections::{Held, Slot},
+    connections::{Connection, Held, Slot},
     flights::{CopyState, IdMap, Key},
     input::Kind,
     line::Entering,
@@ -157,6 +157,15 @@ impl Mailbox {
         let behind = self.last_place.map(|place| place.0.saturating_add(1));
         let mut holders = 0;
         for slot in self.connections.slots().filter(|slot| audience.includes(*slot)) {
+            // One who does not acknowledge is not sent more of the past; what is live must not get lost for it.
+            let is_full = |connection: &Connection| {
+                let overflows =
+                    connection.replay().is_some_and(|r| r.holds(behind) && !r.can_hold(letter, turn.config));
+                overflows && connection.waits_for_acks(turn.config)
+            };
+            if self.connections.get(slot).is_some_and(is_full) {
+                self.break_off(slot, turn);
+            }
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             let conn = connection.session;
             match connection.replay_mut() {

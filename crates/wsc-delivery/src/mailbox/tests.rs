@@ -596,17 +596,38 @@ fn a_hundred_thousand_resting_letters_pass_through_one_window() {
 
 #[test]
 fn what_is_held_is_bounded_and_overflows_by_name() {
+    let mut bench = Bench::resting([plain(1), plain(2)]);
+    bench.config.window_messages = 1;
+    bench.config.held_bytes = 250;
+    bench.answers.insert(A, Queued);
+    bench.connect(A);
+    bench.look();
+    for n in 3..=5 {
+        bench.input(Input::Pass(plain(n)));
+    }
+    assert_eq!(bench.look(), ["overflow 5 100", "passed 5"], "who does not read");
+    bench.input(Input::Disconnected { conn: A });
+    assert_eq!(bench.look(), ["passed 3", "passed 4", "moved 1 Resting"]);
+    assert!(bench.mailbox.is_idle());
+}
+
+#[test]
+fn who_does_not_acknowledge_gets_what_is_live_when_too_much_is_held() {
     let mut bench = Bench::resting([reliable(1), reliable(2)]);
     bench.config.window_messages = 1;
     bench.config.held_bytes = 250;
     bench.connect(A);
-    for n in 3..=5 {
+    for n in 3..=4 {
         bench.input(Input::Pass(plain(n)));
     }
-    assert_eq!(bench.look()[2..], ["overflow 5 100", "passed 5"]);
-    bench.input(Input::Disconnected { conn: A });
-    assert_eq!(bench.look(), ["passed 3", "passed 4", "moved 1 Resting"]);
-    assert!(bench.mailbox.is_idle());
+    bench.look();
+    bench.input(Input::Pass(plain(5)));
+    assert_eq!(bench.look(), ["A passed 3", "passed 3", "A passed 4", "passed 4", "A passed 5", "passed 5"]);
+    // What it did not get rests, and comes again.
+    bench.input(Input::Acked { id: id(1) });
+    bench.look();
+    bench.pass_time(60_000);
+    assert_eq!(bench.copies(A), [2]);
 }
 
 #[test]

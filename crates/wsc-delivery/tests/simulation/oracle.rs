@@ -241,6 +241,9 @@ impl Oracle {
     ) {
         self.figures.copies += 1;
         let id = copy.id;
+        if copy.sort == Sort::Passed {
+            self.may_break_off(user, copy, config, conns);
+        }
         let fact = self.facts.get_mut(&id).unwrap_or_else(|| panic!("{id} is nobody's letter"));
         assert_eq!(fact.user, user, "{id} goes to a stranger");
         assert_eq!(copy.body, fact.letter.body);
@@ -292,6 +295,26 @@ impl Oracle {
             // What was handed in before the connection was there is a replay, what came later is live.
             let is_late = conn.unordered_to == 0 && fact.position > conn.since;
             assert!(!is_late || is_replay != Some(true), "{id} is live on {}", copy.conn);
+        }
+    }
+
+    /// Where too much is held for a connection that does not acknowledge, its replay ends: what is live comes first, and
+    /// what rests comes later.
+    fn may_break_off(&self, user: usize, copy: &Copy, config: &MailboxConfig, conns: &mut Conns) {
+        let (Some(fact), Some(conn)) = (self.facts.get(&copy.id), conns.get_mut(&copy.conn)) else { return };
+        let is_left_out = |other: &&Fact| {
+            let is_before = other.position < fact.position;
+            let is_waiting = matches!(other.state, State::InFlight | State::Resting);
+            other.user == user && is_before && is_waiting && !conn.seen.contains(&other.letter.id)
+        };
+        let unacked = conn.unacked.values().sum::<u64>();
+        let is_full = conn.unacked.len() >= config.window_messages || unacked >= config.window_bytes;
+        let stands_still = self.facts.values().filter(is_left_out).any(|other| {
+            let is_too_large = unacked + other.letter.body.len() as u64 > config.window_bytes;
+            is_full || other.letter.kind == Kind::Reliable && unacked > 0 && is_too_large
+        });
+        if stands_still {
+            conn.unordered_to = self.handed_in;
         }
     }
 

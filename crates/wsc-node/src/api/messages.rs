@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 use utoipa::ToSchema;
 use uuid::Uuid;
-use wsc_protocol::{ErrorCode, ErrorReply, Priority, UserType};
+use wsc_protocol::{ErrorCode, ErrorReply, Fate, Priority, UserType};
 
 use super::{
     access::{Caller, Via},
@@ -184,9 +184,14 @@ pub(crate) async fn send_to_user(
     let Some(result) = result else { return Ok(reply::json(StatusCode::ACCEPTED, &receipt)) };
     match tokio::time::timeout(core.settings().http.wait_timeout, result).await {
         Ok(Ok(result)) => Ok(reply::ok(&result)),
-        // A repetition: the first request waits.
-        Ok(Err(_)) if receipt.fate.outcome.is_final() => Ok(reply::ok(&receipt)),
-        Ok(Err(_)) | Err(_) => Ok(reply::json(StatusCode::ACCEPTED, &receipt)),
+        // A repetition, whose first request waits: where the message stands now.
+        Ok(Err(_)) => {
+            let known = core.message_fate(receipt.id).and_then(|fate| fate.recipients.into_iter().next());
+            let fate = known.map_or(receipt.fate, |pair| Fate { outcome: pair.outcome, reason: pair.reason });
+            let status = if fate == Fate::PENDING { StatusCode::ACCEPTED } else { StatusCode::OK };
+            Ok(reply::json(status, &SendReceipt { fate, ..receipt }))
+        }
+        Err(_) => Ok(reply::json(StatusCode::ACCEPTED, &receipt)),
     }
 }
 

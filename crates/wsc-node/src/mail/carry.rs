@@ -194,6 +194,8 @@ impl Core {
                 let Some(session) = desk.session(conn) else { return };
                 match self.fanouts.queue_policy() {
                     QueuePolicy::Disconnect => {
+                        // What is held for it goes with it, and for this reason.
+                        desk.passing.values().for_each(|transit| transit.refused());
                         let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer");
                         self.close(session, &close, DisconnectReason::SlowConsumer);
                     }

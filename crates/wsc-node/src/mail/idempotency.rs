@@ -46,8 +46,8 @@ impl KeyedSend {
     }
 
     /// What is kept beside a durable message.
-    pub(crate) fn note(&self, id: Uuid, expires_at: u64) -> Note {
-        let value = [self.fingerprint.as_bytes().as_slice(), id.as_bytes()].concat();
+    pub(crate) fn note(&self, id: Uuid, recipients: u64, expires_at: u64) -> Note {
+        let value = [self.fingerprint.as_bytes().as_slice(), id.as_bytes(), &recipients.to_le_bytes()].concat();
         Note { key: Bytes::copy_from_slice(self.key.as_bytes()), value: value.into(), expires_at }
     }
 }
@@ -63,7 +63,12 @@ pub(crate) enum Begun {
 impl Idempotency {
     pub(crate) fn begin(&self, send: KeyedSend, answer: Answer, now: u64, window: u64, max: usize) -> Begun {
         let mut known = self.0.lock();
-        known.forget(now, window, max);
+        let forgotten = known.forget(now, window, max);
+        if !forgotten.is_empty() {
+            drop(known);
+            forget_all(forgotten);
+            known = self.0.lock();
+        }
         let Some(first) = known.get_mut(&send.key) else {
             if max > 0 {
                 known.put(send.key, Send { fingerprint: send.fingerprint, state: State::Asked(Vec::new()) }, now);
@@ -116,11 +121,12 @@ impl Idempotency {
         for note in &notes {
             let key = <[u8; 16]>::try_from(&note.key[..]);
             let value = note.value.split_first_chunk::<16>();
-            if let (Ok(key), Some((fingerprint, id))) = (key, value)
-                && let Ok(id) = <[u8; 16]>::try_from(id)
+            if let (Ok(key), Some((fingerprint, rest))) = (key, value)
+                && let Some((id, recipients)) = rest.split_first_chunk::<16>()
+                && let Ok(recipients) = <[u8; 8]>::try_from(recipients)
             {
-                let receipt = SendReceipt::new(Uuid::from_bytes(id), wsc_protocol::Fate::STORED);
-                let state = State::Answered(Answered { receipt, recipients: 1 });
+                let receipt = SendReceipt::new(Uuid::from_bytes(*id), wsc_protocol::Fate::STORED);
+                let state = State::Answered(Answered { receipt, recipients: u64::from_le_bytes(recipients) });
                 let since = note.expires_at.saturating_sub(window);
                 known.put(Uuid::from_bytes(key), Send { fingerprint: Uuid::from_bytes(*fingerprint), state }, since);
             }
@@ -129,6 +135,17 @@ impl Idempotency {
 
     pub(crate) fn len(&self) -> usize {
         self.0.lock().len()
+    }
+}
+
+/// Whoever waits for the answer to a send whose key is forgotten has to ask again.
+fn forget_all(sends: Vec<Send>) {
+    for send in sends {
+        if let State::Asked(waiting) = send.state {
+            for answer in waiting {
+                answer(Err(ErrorReply::new(ErrorCode::Full, "too many idempotency keys are in use")));
+            }
+        }
     }
 }
 

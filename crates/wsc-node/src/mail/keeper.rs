@@ -1,6 +1,11 @@
 //! The way into the store: what is accepted goes there in groups, and what is settled leaves it.
 
-use std::{fmt, mem, sync::Arc, time::Duration};
+use std::{
+    fmt, mem,
+    sync::Arc,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
@@ -22,6 +27,8 @@ use crate::core::Core;
 pub(crate) struct Keeper {
     store: Arc<dyn InboxStore>,
     appends: mpsc::Sender<Append>,
+    /// Bytes of the letters that wait for the store.
+    waiting_bytes: AtomicUsize,
     /// Taken by the task that works for the keeper.
     waiting: Mutex<Option<mpsc::Receiver<Append>>>,
     removals: Mutex<Removals>,
@@ -50,6 +57,7 @@ impl Keeper {
         Self {
             store,
             appends,
+            waiting_bytes: AtomicUsize::new(0),
             waiting: Mutex::new(Some(waiting)),
             removals: Mutex::default(),
             removed: Notify::new(),
@@ -76,7 +84,15 @@ impl Keeper {
         if self.breaker.state() == BreakerState::Open {
             return Err(Refusal::Failed);
         }
-        self.appends.try_send(Append { slot: Arc::clone(slot), entry }).map_err(|_| Refusal::Full)
+        let len = entry.body.len();
+        if self.waiting_bytes.fetch_add(len, Relaxed) > MOST_WAITING_BYTES {
+            self.waiting_bytes.fetch_sub(len, Relaxed);
+            return Err(Refusal::Full);
+        }
+        self.appends.try_send(Append { slot: Arc::clone(slot), entry }).map_err(|_| {
+            self.waiting_bytes.fetch_sub(len, Relaxed);
+            Refusal::Full
+        })
     }
 
     /// Has a settled letter removed: nobody sees it from now on. When the store commits that is its business.
@@ -109,7 +125,7 @@ impl Keeper {
             removals.hidden.put(key.clone(), (), now);
         }
         match result {
-            Ok(_) => removals.hidden.forget(now, HIDDEN_FOR, usize::MAX),
+            Ok(_) => drop(removals.hidden.forget(now, HIDDEN_FOR, usize::MAX)),
             // They would come again after a restart, under the same ids.
             Err(StoreError::Closed) => {}
             Err(error) => {
@@ -129,6 +145,9 @@ impl fmt::Debug for Keeper {
 /// Letters on their way into the store, of all users.
 const MOST_APPENDS: usize = 65_536;
 
+/// Bytes of letters on their way into the store from which on no more are taken.
+const MOST_WAITING_BYTES: usize = 256 << 20;
+
 /// Letters that go into the store together, at most.
 const BATCH: usize = 1_000;
 
@@ -137,6 +156,12 @@ const HIDDEN_FOR: u64 = 10_000;
 
 /// How often the store is asked for what has expired.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the letters of one page have to leave the store.
+const SWEEP_PAUSE: Duration = Duration::from_millis(5);
+
+/// Pages of expired letters that are taken one after the other.
+const MOST_SWEEPS: usize = 100;
 
 /// Expired letters that are taken at a time.
 const SWEEP_BATCH: usize = 1_000;
@@ -175,7 +200,10 @@ impl Core {
         }
         let (slots, entries): (Vec<_>, Vec<_>) =
             batch.drain(..).map(|append| ((append.slot, append.entry.key.id), append.entry)).unzip();
-        let mut admissions = match keeper.breaker.call(keeper.store.append(entries)).await {
+        let bytes: usize = entries.iter().map(|entry: &NewEntry| entry.body.len()).sum();
+        let result = keeper.breaker.call(keeper.store.append(entries)).await;
+        keeper.waiting_bytes.fetch_sub(bytes, Relaxed);
+        let mut admissions = match result {
             Ok(admissions) => admissions,
             Err(BreakerError::Open) => Vec::new(),
             Err(BreakerError::Failed(error)) => {
@@ -289,19 +317,33 @@ impl Core {
                     tally.other += count;
                 });
             }
-            let keys = match keeper.store.expired(self.mail.now(), SWEEP_BATCH).await {
-                Ok(keys) => keys,
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "expired messages could not be listed");
-                    continue;
+            // Where much ends at once one page after the other, but not for ever: some of it may be in flight.
+            for _ in 0..MOST_SWEEPS {
+                if !self.sweep(keeper).await {
+                    break;
                 }
-            };
-            for key in keys.into_iter().filter(|key| !keeper.is_hidden(key)) {
-                if let Ok(Some(entry)) = keeper.store.get(&key).await {
-                    self.mail(&key.user, News::Input(Input::Expired { letter: letter(entry) }));
-                }
+                // What was found is on its way out; the next page should not find it again.
+                tokio::time::sleep(SWEEP_PAUSE).await;
             }
         }
+    }
+
+    /// Settles a page of what has rested for longer than it may. Returns whether there may be more.
+    async fn sweep(self: &Arc<Self>, keeper: &Keeper) -> bool {
+        let keys = match keeper.store.expired(self.mail.now(), SWEEP_BATCH).await {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "expired messages could not be listed");
+                return false;
+            }
+        };
+        let is_full = keys.len() == SWEEP_BATCH;
+        for key in keys.into_iter().filter(|key| !keeper.is_hidden(key)) {
+            if let Ok(Some(entry)) = keeper.store.get(&key).await {
+                self.mail(&key.user, News::Input(Input::Expired { letter: letter(entry) }));
+            }
+        }
+        is_full
     }
 
     /// Takes account of what an earlier run left.

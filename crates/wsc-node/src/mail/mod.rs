@@ -472,13 +472,21 @@ const MOST_NEWS: usize = 256;
 
 /// Whether there may be an inbox for a user of this id: those that the hub made up do not come back.
 pub(crate) fn has_inbox(user_id: &str) -> bool {
-    let is_made_up = || Uuid::try_parse(user_id).is_ok_and(|id| id.get_version_num() == MADE_UP_VERSION);
+    let is_made_up = || {
+        let is_ours = |id: Uuid| id.get_version_num() == MADE_UP_VERSION && id.as_bytes().ends_with(MADE_UP_END);
+        Uuid::try_parse(user_id).is_ok_and(is_ours)
+    };
     !user_id.starts_with("anon:") && !is_made_up()
 }
 
 /// An id for a user that gave none. RFC 9562 §5.8 leaves version 8 to us: it tells these ids from everybody else's.
 pub(crate) fn made_up_user_id() -> Uuid {
-    uuid::Builder::from_custom_bytes(Uuid::now_v7().into_bytes()).into_uuid()
+    let mut bytes = Uuid::now_v7().into_bytes();
+    bytes[14..].copy_from_slice(MADE_UP_END);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
 const MADE_UP_VERSION: usize = 8;
+
+/// How they end, so that other people's ids of this version are not taken for ours.
+const MADE_UP_END: &[u8; 2] = b"wh";

@@ -46,18 +46,20 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
         self.entries.remove(key).map(|(value, _)| value)
     }
 
-    /// Forgets what is older than `retention` milliseconds at `now`, and the oldest above `max` entries.
-    pub(crate) fn forget(&mut self, now: u64, retention: u64, max: usize) {
+    /// Forgets what is older than `retention` milliseconds at `now`, and the oldest above `max` entries; returns it.
+    pub(crate) fn forget(&mut self, now: u64, retention: u64, max: usize) -> Vec<V> {
+        let mut forgotten = Vec::new();
         while let Some((since, number, key)) = self.order.front() {
             let is_current = self.entries.get(key).is_some_and(|(_, current)| current == number);
             if is_current && self.entries.len() <= max && since + retention > now {
-                return;
+                break;
             }
             if is_current {
-                self.entries.remove(key);
+                forgotten.extend(self.entries.remove(key).map(|(value, _)| value));
             }
             self.order.pop_front();
         }
+        forgotten
     }
 
     pub(crate) fn len(&self) -> usize {

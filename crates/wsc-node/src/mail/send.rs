@@ -145,7 +145,7 @@ impl Core {
             }));
         });
         let told = self.note_refused(id, owner.clone(), letter.body.clone(), told);
-        let note = keyed.map(|keyed| keyed.note(id, self.note_ends()));
+        let note = keyed.map(|keyed| keyed.note(id, 1, self.note_ends()));
         self.mail(&owner, News::Accept(Box::new(Accept { letter, note, told, watch, is_in_flight: false })));
     }
 
@@ -198,7 +198,8 @@ impl Core {
         };
         let body = record.encode();
         let expires_at = self.expires_at(wish.ttl, record.timestamp);
-        let mut note = keyed.map(|keyed| keyed.note(id, self.note_ends()));
+        let connections = users.iter().map(|user| user.connections).sum::<u64>() + nameless.len() as u64;
+        let note = keyed.map(|keyed| keyed.note(id, connections, self.note_ends()));
         let shown = nameless.len() as u64;
         for session in nameless {
             self.show_live(&Record { kind: Kind::Plain, wants_receipt: false, ..record }, id, session);
@@ -242,7 +243,7 @@ impl Core {
                     continue;
                 }
             };
-            let accept = Accept { letter, note: note.take(), told, watch: None, is_in_flight: false };
+            let accept = Accept { letter, note: note.clone(), told, watch: None, is_in_flight: false };
             self.mail(&user_id, News::Accept(Box::new(accept)));
         }
     }
