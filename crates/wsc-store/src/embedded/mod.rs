@@ -150,7 +150,6 @@ impl EmbeddedInbox {
         let thread = thread.map_err(|source| OpenError::Io { path, source })?;
         Ok((Self { shared, done, thread: Some(thread) }, opened))
     }
-
 }
 
 impl fmt::Debug for EmbeddedInbox {
