@@ -465,21 +465,8 @@ impl Core {
     /// [`count_failure`](Self::count_failure).
     pub(crate) fn route_failure(&self, mut event: FailureEvent) {
         event.user_type = event.user_type.or_else(|| self.user_type_of(event.recipient.as_str()));
-        self.events.publish_with(EventType::of_failure(event.reason.kind()), || {
-            Event::failure(FailureInfo {
-                message_id: event.message.id,
-                message_type: event.message.message_type.clone(),
-                sender_id: event.message.sender_id.clone(),
-                room_id: event.message.room_id.clone(),
-                user_id: event.recipient.clone(),
-                client_id: event.client_id.clone(),
-                user_type: event.user_type,
-                reason: event.reason,
-                error: event.error.clone(),
-                retries: event.retries,
-                duration_ms: event.duration.as_millis() as u64,
-            })
-        });
+        let event_type = EventType::of_failure(event.reason.kind());
+        self.events.publish_with(event_type, || Event::failure(FailureInfo::from(&event)));
         self.failures.route(event);
     }
 
