@@ -47,7 +47,8 @@ impl Subject {
         }
     }
 
-    /// A hub with default settings, which this executable can be too.
+    /// A hub with default settings, which this executable can be too. But its inbox is in memory: a file would stay
+    /// behind, and may be in use by another hub.
     pub(crate) fn hub(args: &ServerArgs, program: &Program) -> anyhow::Result<Self> {
         let Some(serve) = &program.serve else {
             bail!("this program is no hub: name the server with --url, or use `wsc bench`");
@@ -59,6 +60,7 @@ impl Subject {
             environment: vec![
                 ("TOKIO_WORKER_THREADS".into(), args.server_threads.to_string()),
                 ("WSC__LOG__LEVEL".into(), "error".into()),
+                ("WSC__STORAGE__KIND".into(), "memory".into()),
             ],
         })
     }
