@@ -38,6 +38,9 @@ pub(crate) struct Server {
     cpus: Group,
 }
 
+/// The setting of where the inbox is.
+const STORAGE_KIND: &str = "WSC__STORAGE__KIND";
+
 impl Subject {
     /// The server that the command line names: somebody's, or a hub of our own.
     pub(crate) fn chosen(args: &ServerArgs, program: &Program) -> anyhow::Result<Self> {
@@ -53,16 +56,14 @@ impl Subject {
         let Some(serve) = &program.serve else {
             bail!("this program is no hub: name the server with --url, or use `wsc bench`");
         };
-        Ok(Self::Child {
-            name: "wsc".into(),
-            program: program.executable.clone(),
-            args: serve.clone(),
-            environment: vec![
-                ("TOKIO_WORKER_THREADS".into(), args.server_threads.to_string()),
-                ("WSC__LOG__LEVEL".into(), "error".into()),
-                ("WSC__STORAGE__KIND".into(), "memory".into()),
-            ],
-        })
+        let mut environment = vec![
+            ("TOKIO_WORKER_THREADS".into(), args.server_threads.to_string()),
+            ("WSC__LOG__LEVEL".into(), "error".into()),
+        ];
+        if std::env::var_os(STORAGE_KIND).is_none() {
+            environment.push((STORAGE_KIND.into(), "memory".into()));
+        }
+        Ok(Self::Child { name: "wsc".into(), program: program.executable.clone(), args: serve.clone(), environment })
     }
 }
 
