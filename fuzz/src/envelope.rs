@@ -125,16 +125,9 @@ fn check_payloads(data: Option<&RawValue>) {
 fn check_content(data: Option<&RawValue>, content: &RawValue) {
     let members = Members::parse(data.map_or("{}", RawValue::get)).expect("a payload is an object");
     assert_eq!(content.get(), members.get("content").unwrap_or("null"));
-    let delivery = Delivery {
-        id: Uuid::from_u128(7),
-        message_type: "room_message",
-        sender_id: "alice",
-        room_id: Some("r1"),
-        echo_target: None,
-        content,
-        timestamp: 1_763_600_000_000,
-        priority: Priority::Normal,
-    };
+    let id = Uuid::from_u128(7);
+    let delivery =
+        Delivery { room_id: Some("r1"), ..Delivery::new(id, "room_message", "alice", content, 1_763_600_000_000) };
     let mut out = Vec::new();
     delivery.encode(&mut out);
     let delivered = Members::parse(utf8(&out)).expect("a delivery is JSON");
@@ -175,11 +168,11 @@ fn check_replies(envelope: &Envelope<'_>) {
 
     if let Some(id) = id {
         let message = Uuid::from_u128(9);
-        let json = written(&|out| encode::accepted_room(out, message, 3, id, 5));
+        let json = written(&|out| encode::accepted_room(out, message, 3, envelope.receipt, id, 5));
         let reply = Members::parse(&json).expect("a reply is JSON");
         assert_eq!(reply.get("request_id"), id_value);
         let fate = Fate::failed(FailureReason::UserOffline);
-        let json = written(&|out| encode::accepted_direct(out, message, fate, id, 5));
+        let json = written(&|out| encode::accepted_direct(out, message, fate, envelope.receipt, id, 5));
         let reply = Members::parse(&json).expect("a reply is JSON");
         assert_eq!(reply.get("request_id"), id_value);
     }
@@ -194,6 +187,9 @@ fn check_replies(envelope: &Envelope<'_>) {
         content: envelope.data.unwrap_or(RawValue::NULL),
         timestamp: u64::MAX,
         priority: envelope.priority,
+        require_ack: envelope.require_ack,
+        attempt: 2,
+        is_replay: envelope.receipt,
     };
     let json = written(&|out| delivery.encode(out));
     let delivered = Members::parse(&json).expect("a delivery is JSON");
