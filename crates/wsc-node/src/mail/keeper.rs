@@ -2,8 +2,10 @@
 
 use std::{
     fmt, mem,
-    sync::Arc,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 

@@ -334,12 +334,12 @@ impl Core {
 
     /// Works off a part; the desk comes back where there is more.
     fn work_some(self: &Arc<Self>, slot: &Arc<Slot>, mut desk: Box<Desk>) -> Option<Box<Desk>> {
-        let mut batch = {
+        let batch = {
             let mut state = slot.state.lock();
             let part = state.news.len().min(NEWS_AT_ONCE);
             state.news.drain(..part).collect::<Vec<_>>()
         };
-        for news in batch.drain(..) {
+        for news in batch {
             self.take_news(slot, &mut desk, news);
         }
         self.tell(&mut desk);

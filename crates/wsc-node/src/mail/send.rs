@@ -8,7 +8,9 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 use wsc_delivery::mailbox::{Kind, Letter, Millis};
 use wsc_failure::FailureEvent;
-use wsc_protocol::{ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, Id, MessageInfo, Outcome, encode};
+use wsc_protocol::{
+    ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, Id, MessageInfo, Outcome, Priority, encode,
+};
 
 use super::{Accept, Answer, Answered, Begun, KeyedSend, Memory, MessageFate, News, Record, Told, Watch, has_inbox};
 use crate::{
@@ -187,7 +189,7 @@ impl Core {
             kind: Kind::Reliable,
             wants_receipt: wish.receipt,
             is_from_client: matches!(via, Via::Client),
-            priority: wsc_protocol::Priority::Normal,
+            priority: Priority::Normal,
             timestamp: now_ms(),
             message_type,
             sender_id,
