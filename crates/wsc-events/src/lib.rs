@@ -39,6 +39,7 @@
 mod bus;
 mod filter;
 mod observer;
+mod span;
 mod stats;
 mod subscriber;
 
@@ -50,5 +51,6 @@ pub use callback::{CallbackDebug, CallbackId, CallbackManager, CallbackOutcome, 
 pub use filter::{EventFilter, UnknownEvent};
 pub use observer::{EventObserver, Published};
 pub use ring::{ConnectionEvent, EventRing, EventRingConfig, RingEntry, TooManyTraces};
+pub use span::{Span, SpanSink};
 pub use stats::{EventStats, ObserverRun, SubscriptionStats};
 pub use subscriber::SubscriptionId;

@@ -31,6 +31,7 @@ mod id;
 mod message;
 mod outcome;
 mod request;
+mod trace;
 mod user_type;
 
 pub use close::{CloseCode, CloseReason};
@@ -42,4 +43,5 @@ pub use id::{ClientId, Id, InvalidId, MAX_ID_LEN};
 pub use message::{HubMessage, Priority};
 pub use outcome::{Fate, Outcome};
 pub use request::{DirectMessage, PingData, RoomMembersQuery, RoomMessage, RoomRequest, parse_data};
+pub use trace::{InvalidTraceContext, TraceContext};
 pub use user_type::{UnknownUserType, UserType};

@@ -40,6 +40,7 @@ pub mod conformance;
 mod embedded;
 mod inbox;
 mod memory;
+mod records;
 
 #[cfg(all(feature = "embedded", any(test, feature = "conformance")))]
 pub use embedded::FaultyDisk;
@@ -50,3 +51,4 @@ pub use inbox::{
     StoreError,
 };
 pub use memory::MemoryInbox;
+pub use records::{Record, RecordChange, RecordStore};
