@@ -8,6 +8,8 @@
 //!   no library would send, tiny receive buffers.
 //! * [`http`] is one HTTP/1.1 request ([`try_http`] where the server may be gone), and [`Metrics`] reads what a scrape
 //!   answered.
+//! * [`TokenKey`] mints tokens, good ones and forged ones, and [`KeySetServer`] is the identity provider that publishes
+//!   its keys.
 //!
 //! It knows nothing of the hub's crates: what a test asserts is what goes over
 //! the socket. Every wait ends after [`WAIT`] with a panic that shows what was
@@ -30,17 +32,21 @@
 mod client;
 mod frame;
 mod http;
+mod key_set;
 mod metrics;
 mod raw;
 mod server;
 mod tls;
+mod token;
 mod wait;
 
 pub use client::{Client, ConnectOptions, Inbound};
 pub use frame::{Frame, LengthForm, RawFrame};
 pub use http::{HttpResponse, encode, http, query, try_http};
+pub use key_set::KeySetServer;
 pub use metrics::{Ledger, Metrics, Sample};
 pub use raw::{Handshake, RawClient, RawOptions};
 pub use server::{Launch, ServerProcess};
 pub use tls::TlsIdentity;
+pub use token::{TokenKey, claims, unix_now};
 pub use wait::{WAIT, eventually, within};
