@@ -2,6 +2,8 @@
 
 mod cli;
 mod log;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod serve;
 
 use std::process::ExitCode;
