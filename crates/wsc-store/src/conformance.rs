@@ -1,7 +1,9 @@
-//! The checks that every [`InboxStore`] must pass.
+//! The checks that every [`InboxStore`] and every [`RecordStore`](crate::RecordStore) must pass.
 //!
-//! A driver's test calls [`check_all`] with a function that opens an empty store. Each check panics, with what it
+//! A driver's test calls [`check_all`] or [`check_records`] with a function that opens an empty store. Each check panics, with what it
 //! expected, where the store does not keep the contract.
+
+mod records;
 
 use std::sync::Arc;
 
@@ -10,6 +12,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 use wsc_protocol::Id;
 
+pub use self::records::check_records;
 use crate::{
     Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Note, Page, Position, ReadLimit,
     StoreError,

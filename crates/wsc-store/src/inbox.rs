@@ -7,6 +7,8 @@ use bytes::Bytes;
 use uuid::Uuid;
 use wsc_protocol::Id;
 
+use crate::RecordBound;
+
 /// Keeps messages for users, durably as configured, until they are removed.
 ///
 /// # Order
@@ -341,6 +343,9 @@ pub enum StoreError {
     /// The store, or the disk or service behind it, failed. It may work again later.
     #[error("the store failed")]
     Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Something about a record is longer than a store takes, or no name. Trying again does not help.
+    #[error("the store takes no such record: {0}")]
+    OutOfBounds(RecordBound),
 }
 
 impl StoreError {

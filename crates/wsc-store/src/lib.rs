@@ -4,6 +4,10 @@
 //! within limits, until they are removed. [`MemoryInbox`] is the implementation in memory, `EmbeddedInbox` the one in a
 //! file of this machine; every other one is held to the same contract by the checks in `conformance`.
 //!
+//! A [`RecordStore`] keeps what is small and must survive as well: revoked tokens, events that wait to be posted.
+//! [`MemoryRecords`] and `EmbeddedRecords` are its implementations; `open_embedded` opens all that one data directory
+//! has.
+//!
 //! It deliberately does not know delivery: attempts, acknowledgements, windows and what a body means are the
 //! caller's. A body is bytes.
 //!
@@ -32,7 +36,7 @@
 //!
 //! - `conformance`: the checks that every implementation must pass, for its tests; with `embedded`, a disk that fails
 //!   on demand too.
-//! - `embedded`: `EmbeddedInbox`, the inbox in a file of this machine.
+//! - `embedded`: `EmbeddedInbox` and `EmbeddedRecords`, in files of this machine.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -45,10 +49,13 @@ mod records;
 #[cfg(all(feature = "embedded", any(test, feature = "conformance")))]
 pub use embedded::FaultyDisk;
 #[cfg(feature = "embedded")]
-pub use embedded::{Durability, EmbeddedConfig, EmbeddedInbox, OpenError, Opened, is_guarded};
+pub use embedded::{
+    Durability, EmbeddedConfig, EmbeddedInbox, EmbeddedRecords, EmbeddedStore, OpenError, Opened, is_guarded,
+    open_embedded,
+};
 pub use inbox::{
     Admission, Depth, Entry, EntryKey, InboxLimits, InboxStore, Limit, NewEntry, Note, Page, Position, ReadLimit,
     StoreError,
 };
 pub use memory::MemoryInbox;
-pub use records::{Record, RecordChange, RecordStore};
+pub use records::{MemoryRecords, Record, RecordBound, RecordChange, RecordStore};

@@ -1,10 +1,10 @@
-//! How the embedded inbox is set up, and what opening it says.
+//! How the embedded stores are set up, and what opening it says.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use crate::InboxLimits;
 
-/// How the embedded inbox works.
+/// How the embedded stores work. Only [`durability`](Self::durability) is about the records too.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EmbeddedConfig {
@@ -70,6 +70,8 @@ pub struct Opened {
     pub bytes: u64,
     /// Notes that are there, over or not; ones that were replaced count too.
     pub notes: u64,
+    /// Records that are there; 0 where only the inbox was opened.
+    pub records: u64,
     /// Whether the store was closed in order the last time, or is new.
     pub was_closed: bool,
     /// Whether the file was damaged and set right.
@@ -94,7 +96,7 @@ pub enum OpenError {
     #[expect(missing_docs, reason = "the message says it")]
     InUse { path: PathBuf },
     /// The file is something else.
-    #[error("{} is not an inbox of this hub; move it away, or name another data directory", path.display())]
+    #[error("{} is no file of this hub; move it away, or name another data directory", path.display())]
     #[expect(missing_docs, reason = "the message says it")]
     Foreign { path: PathBuf },
     /// A newer version wrote the file.
@@ -105,7 +107,7 @@ pub enum OpenError {
     NewerFormat { path: PathBuf, found: u64, known: u64 },
     /// The file is damaged beyond repair. It is left as it is.
     #[error(
-        "{} is damaged ({what}); put back a copy of it, or move it away to start with empty inboxes", path.display()
+        "{} is damaged ({what}); put back a copy of it, or move it away to start without what it keeps", path.display()
     )]
     #[expect(missing_docs, reason = "the message says it")]
     Damaged { path: PathBuf, what: String },

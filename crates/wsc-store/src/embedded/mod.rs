@@ -1,4 +1,4 @@
-//! The inbox in a file of this machine.
+//! The stores in files of this machine.
 
 mod config;
 mod disk;
@@ -8,6 +8,9 @@ mod faulty;
 mod index;
 mod journal;
 mod open;
+mod records;
+#[cfg(test)]
+mod records_tests;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -34,6 +37,8 @@ pub use self::config::{Durability, EmbeddedConfig, OpenError, Opened};
 pub use self::failure::is_guarded;
 #[cfg(any(test, feature = "conformance"))]
 pub use self::faulty::FaultyDisk;
+pub use self::open::{EmbeddedStore, open_embedded};
+pub use self::records::EmbeddedRecords;
 use self::{
     disk::Disk,
     failure::Failure,
@@ -109,9 +114,7 @@ impl EmbeddedInbox {
     ///
     /// [`OpenError`] names the path, and what to do. Nothing in the directory is overwritten then.
     pub fn open(path: &Path, config: EmbeddedConfig) -> Result<(Self, Opened), OpenError> {
-        let directory = Directory::take(path)?;
-        let disk = directory.disk(config.durability, config.cache_bytes)?;
-        Self::start(disk, config, Some(directory))
+        open::open_inbox(path, config)
     }
 
     /// Opens the store on a disk that fails as a test tells it to.
@@ -121,11 +124,19 @@ impl EmbeddedInbox {
     /// As [`open`](Self::open).
     #[cfg(any(test, feature = "conformance"))]
     pub fn open_on(disk: &FaultyDisk, config: EmbeddedConfig) -> Result<(Self, Opened), OpenError> {
-        Self::start(Disk::faulty(disk.clone()), config, None)
+        let disk = Disk::faulty(disk.clone());
+        let loaded = open::load(&disk, &config)?;
+        let opened = loaded.opened.clone();
+        Ok((Self::start(disk, config, loaded, None)?, opened))
     }
 
-    fn start(disk: Disk, config: EmbeddedConfig, directory: Option<Directory>) -> Result<(Self, Opened), OpenError> {
-        let Loaded { database, index, next_position, next_sequence, note_rows, opened } = open::load(&disk, &config)?;
+    fn start(
+        disk: Disk,
+        config: EmbeddedConfig,
+        loaded: Loaded,
+        directory: Option<Arc<Directory>>,
+    ) -> Result<Self, OpenError> {
+        let Loaded { database, index, next_position, next_sequence, note_rows, opened: _ } = loaded;
         let shared = Arc::new(Shared {
             room: Arc::new(Semaphore::new(config.commit_batch.max(1) * WAITING_BATCHES)),
             config,
@@ -148,7 +159,7 @@ impl EmbeddedInbox {
             tell_done.send_replace(Some(result));
         });
         let thread = thread.map_err(|source| OpenError::Io { path, source })?;
-        Ok((Self { shared, done, thread: Some(thread) }, opened))
+        Ok(Self { shared, done, thread: Some(thread) })
     }
 }
 

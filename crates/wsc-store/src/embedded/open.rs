@@ -5,21 +5,71 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
 use redb::{Database, ReadableDatabase};
 
 use super::{
+    EmbeddedInbox,
     config::{Durability, EmbeddedConfig, OpenError, Opened},
     disk::Disk,
     failure::Failure,
     index::{Index, Row},
     journal::{Record, read_row},
+    records::{self, EmbeddedRecords},
     tables::{self, Snapshot, meta},
     writer::{NoteRow, begin_write},
 };
 use crate::Position;
+
+/// What is kept in one data directory.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct EmbeddedStore {
+    /// The messages, in `inbox.redb`.
+    pub inbox: EmbeddedInbox,
+    /// The small things, in `records.redb`.
+    pub records: EmbeddedRecords,
+    /// What was found.
+    pub opened: Opened,
+}
+
+/// Opens all that is kept in this data directory, or makes it. The directory is this process' alone until both stores
+/// are closed.
+///
+/// It reads the files whole, as [`EmbeddedInbox::open`] does, and blocks.
+///
+/// # Errors
+///
+/// [`OpenError`] names the path, and what to do. Nothing in the directory is overwritten then.
+pub fn open_embedded(path: &Path, config: EmbeddedConfig) -> Result<EmbeddedStore, OpenError> {
+    let started = Instant::now();
+    let directory = Arc::new(Directory::take(path)?);
+    let records_disk = directory.disk("records.redb", config.durability, records::make)?;
+    let inbox_disk = directory.inbox(&config)?;
+    // Neither is marked as in use before the other is known to be fine.
+    let records_loaded = records::load(&records_disk)?;
+    let inbox_loaded = load(&inbox_disk, &config)?;
+
+    let mut opened = inbox_loaded.opened.clone();
+    opened.records = records_loaded.records;
+    opened.was_repaired |= records_loaded.was_repaired;
+    let records = EmbeddedRecords::start(records_disk, records_loaded, Some(Arc::clone(&directory)))?;
+    let inbox = EmbeddedInbox::start(inbox_disk, config, inbox_loaded, Some(directory))?;
+    opened.took = started.elapsed();
+    Ok(EmbeddedStore { inbox, records, opened })
+}
+
+/// Opens the inbox alone.
+pub(super) fn open_inbox(path: &Path, config: EmbeddedConfig) -> Result<(EmbeddedInbox, Opened), OpenError> {
+    let directory = Arc::new(Directory::take(path)?);
+    let disk = directory.inbox(&config)?;
+    let loaded = load(&disk, &config)?;
+    let opened = loaded.opened.clone();
+    Ok((EmbeddedInbox::start(disk, config, loaded, Some(directory))?, opened))
+}
 
 /// The data directory, which is this process' alone as long as this lives.
 #[derive(Debug)]
@@ -42,23 +92,33 @@ impl Directory {
         }
     }
 
-    /// The file in it, which is made where it is missing.
-    pub(super) fn disk(&self, durability: Durability, cache_bytes: usize) -> Result<Disk, OpenError> {
-        let path = self.path.join("inbox.redb");
+    /// The inbox's file in it, which is made where it is missing.
+    fn inbox(&self, config: &EmbeddedConfig) -> Result<Disk, OpenError> {
+        self.disk("inbox.redb", config.durability, make)
+    }
+
+    /// A file in it, which is made where it is missing.
+    fn disk(
+        &self,
+        name: &str,
+        durability: Durability,
+        make: fn(&Database) -> Result<(), Failure>,
+    ) -> Result<Disk, OpenError> {
+        let path = self.path.join(name);
         match fs::metadata(&path) {
             Ok(file) if file.is_file() => check_kind(&path)?,
             Ok(_) => return Err(OpenError::Foreign { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // It gets its name when it is complete. So an empty file under that name is a damaged one, and not the
                 // beginning of a new one.
-                let new = self.path.join("inbox.redb.new");
+                let new = self.path.join(format!("{name}.new"));
                 let io = |source| OpenError::Io { path: new.clone(), source };
                 match fs::remove_file(&new) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
                     _ => {}
                 }
                 let disk = Disk::file(new.clone(), durability);
-                let database = open_database(&disk, cache_bytes)?;
+                let database = open_database(&disk, NEW_CACHE_BYTES)?;
                 make(&database).map_err(|failure| failed(&new, &failure))?;
                 drop(database);
                 fs::rename(&new, &path).map_err(io)?;
@@ -99,25 +159,11 @@ pub(super) struct Loaded {
 /// Opens what is on the disk and reads what must be in memory.
 pub(super) fn load(disk: &Disk, config: &EmbeddedConfig) -> Result<Loaded, OpenError> {
     let started = Instant::now();
-    let mut database = open_database(disk, config.cache_bytes)?;
+    let (database, was_repaired) = open_checked(disk, config.cache_bytes, make, meta::FORMAT, FORMAT)?;
     let path = disk.path();
-    Failure::catch(|| make(&database)).map_err(|failure| failed(path, &failure))?;
-
-    let mut opened = Opened::default();
-    let state = Failure::catch(|| {
-        let snapshot = Snapshot::new(database.begin_read()?);
-        Ok((snapshot.meta(meta::FORMAT)?, snapshot.meta(meta::CLOSED)?))
-    });
-    let (format, closed) = state.map_err(|failure| failed(path, &failure))?;
-    match format {
-        FORMAT => {}
-        0 => return Err(OpenError::Foreign { path: path.to_owned() }),
-        found => return Err(OpenError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
-    }
-    opened.was_closed = closed == 1;
-    let checked = Failure::catch(|| Ok(database.check_integrity()?));
-    opened.was_repaired = !checked.map_err(|failure| failed(path, &failure))?;
-    Failure::catch(|| compact(&mut database, disk)).map_err(|failure| failed(path, &failure))?;
+    let closed = Failure::catch(|| Snapshot::new(database.begin_read()?).meta(meta::CLOSED));
+    let was_closed = closed.map_err(|failure| failed(path, &failure))? == 1;
+    let opened = Opened { was_closed, was_repaired, ..Opened::default() };
 
     let mut loaded = Failure::catch(|| read(database, config, opened)).map_err(|failure| failed(path, &failure))?;
     let unclosed = Failure::catch(|| {
@@ -130,15 +176,39 @@ pub(super) fn load(disk: &Disk, config: &EmbeddedConfig) -> Result<Loaded, OpenE
     Ok(loaded)
 }
 
+/// Opens a database; an empty one is made. Says whether it was damaged and set right.
+pub(super) fn open_checked(
+    disk: &Disk,
+    cache_bytes: usize,
+    make: fn(&Database) -> Result<(), Failure>,
+    format_key: &str,
+    known: u64,
+) -> Result<(Database, bool), OpenError> {
+    let path = disk.path();
+    let mut database = open_database(disk, cache_bytes)?;
+    let format = Failure::catch(|| {
+        if database.begin_read()?.list_tables()?.next().is_none() {
+            make(&database)?;
+        }
+        Snapshot::new(database.begin_read()?).meta(format_key)
+    });
+    match format.map_err(|failure| failed(path, &failure))? {
+        0 => return Err(OpenError::Foreign { path: path.to_owned() }),
+        found if found > known => return Err(OpenError::NewerFormat { path: path.to_owned(), found, known }),
+        _ => {}
+    }
+    let checked = Failure::catch(|| Ok(database.check_integrity()?));
+    let was_repaired = !checked.map_err(|failure| failed(path, &failure))?;
+    Failure::catch(|| compact(&mut database, disk)).map_err(|failure| failed(path, &failure))?;
+    Ok((database, was_repaired))
+}
+
 pub(super) fn open_database(disk: &Disk, cache_bytes: usize) -> Result<Database, OpenError> {
     Failure::catch(|| Ok(disk.open(cache_bytes)?)).map_err(|failure| failed(disk.path(), &failure))
 }
 
-/// Makes what a new database needs; leaves one that has something in it as it is.
+/// Makes what a new database needs.
 fn make(database: &Database) -> Result<(), Failure> {
-    if database.begin_read()?.list_tables()?.next().is_some() {
-        return Ok(());
-    }
     let txn = begin_write(database)?;
     {
         let mut table = txn.open_table(tables::META)?;
@@ -163,7 +233,7 @@ fn compact(database: &mut Database, disk: &Disk) -> Result<(), Failure> {
         return Ok(());
     }
     database.compact()?;
-    tracing::info!(path = %disk.path().display(), before = len, after = disk.len()?, "compacted the inbox file");
+    tracing::info!(path = %disk.path().display(), before = len, after = disk.len()?, "compacted a large file");
     Ok(())
 }
 
@@ -228,7 +298,7 @@ fn read(database: Database, config: &EmbeddedConfig, mut opened: Opened) -> Resu
 }
 
 /// What an operator should know and do about it.
-fn failed(path: &Path, failure: &Failure) -> OpenError {
+pub(super) fn failed(path: &Path, failure: &Failure) -> OpenError {
     let path = path.to_owned();
     if let Failure::Database(error) = failure {
         match &**error {
@@ -243,6 +313,9 @@ fn failed(path: &Path, failure: &Failure) -> OpenError {
     }
     OpenError::Damaged { path, what: failure.to_string() }
 }
+
+/// Memory for pages of a file that is being made.
+const NEW_CACHE_BYTES: usize = 1 << 20;
 
 /// Smaller files are not worth it.
 const COMPACT_FROM: u64 = 64 << 20;

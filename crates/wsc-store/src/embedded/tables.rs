@@ -265,7 +265,7 @@ fn inbox_key(key: &mut Vec<u8>, user: &Id, position: Position) {
     key.extend_from_slice(&position.0.to_be_bytes());
 }
 
-fn checksum(key: &[u8], value: &[u8]) -> u32 {
+pub(super) fn checksum(key: &[u8], value: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(key);
     crc.update(value);

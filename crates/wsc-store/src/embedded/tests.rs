@@ -117,7 +117,7 @@ fn kinds(admissions: &[Admission]) -> Vec<Option<crate::Limit>> {
     admissions.iter().map(kind).collect()
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -160,7 +160,7 @@ proptest! {
 }
 
 /// As many as the environment asks for, else so many.
-fn cases(most: u32) -> u32 {
+pub(super) fn cases(most: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(most)
 }
 
@@ -397,7 +397,7 @@ async fn callers_share_commits() {
     assert!(syncs <= 40, "{syncs} syncs for 500 calls at a time");
 }
 
-async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+pub(super) async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
     let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
     std::future::poll_fn(|cx| {

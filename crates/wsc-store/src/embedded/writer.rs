@@ -627,8 +627,8 @@ const MOVE_INTERVAL: Duration = Duration::from_millis(500);
 const MOVED_AT_ONCE: usize = 1000;
 
 /// How long a failed file is left alone, at first and at most. Appends fail at once meanwhile.
-const RETRY: Duration = Duration::from_millis(100);
-const RETRY_MOST: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_millis(100);
+pub(super) const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// From so many removed entries on, they leave the tables before they are old.
 pub(super) const REMOVED_SOFT: usize = 16_384;
