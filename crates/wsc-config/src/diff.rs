@@ -64,10 +64,45 @@ pub fn diff(old: &Settings, new: &Settings) -> Change {
     change
 }
 
+/// What runs after a reload: the running settings with the new values of keys that take effect at once. Also says which
+/// those are, and which wait for the next start.
+#[must_use]
+pub fn apply_live(running: &Settings, new: &Settings) -> (Settings, Change) {
+    let change = diff(running, new);
+    let mut next = running.clone();
+    for key in keys().iter().filter(|key| change.live.contains(&KeyPath(key.path))) {
+        (key.copy)(&mut next, new);
+    }
+    (next, change)
+}
+
 fn waits_for_restart(key: &Key, old: &Settings, new: &Settings) -> bool {
     match key.reload {
         Reload::Live => false,
         Reload::Restart => true,
         Reload::LiveOnceSet => (key.exposed)(old).is_null() != (key.exposed)(new).is_null(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_reload_takes_the_live_values_and_leaves_the_others() {
+        let running = Settings::default();
+        let mut new = running.clone();
+        new.ack_timeout = Duration::from_secs(7);
+        new.listen.set_port(1);
+        new.auth.issuer = "elsewhere".to_owned();
+        let (next, change) = apply_live(&running, &new);
+        let paths = |keys: &[KeyPath]| keys.iter().map(|key| key.as_str()).collect::<Vec<_>>();
+        assert_eq!(paths(&change.live), ["ack_timeout", "auth.issuer"]);
+        assert_eq!(paths(&change.restart), ["listen"]);
+        assert_eq!((next.ack_timeout, next.listen), (new.ack_timeout, running.listen));
+        assert_eq!(next.auth.issuer, "elsewhere");
+        assert_eq!(apply_live(&next, &new), (next, Change { live: Vec::new(), ..change }));
     }
 }

@@ -59,7 +59,7 @@ mod suggest;
 mod values;
 
 pub use check::check;
-pub use diff::{Change, KeyPath, diff};
+pub use diff::{Change, KeyPath, apply_live, diff};
 pub use docs::reference_markdown;
 pub use dump::{current_config, default_config};
 pub use error::{ConfigError, Problem, ProblemKind, Problems};
