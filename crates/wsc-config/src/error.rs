@@ -136,6 +136,12 @@ pub enum ConfigError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The file holds nothing, or comments only, while the hub runs. Only [`reload`](crate::reload) says so.
+    #[error("{}: is empty; a section \"wsc\" without keys stands for the defaults", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file's name does not say which format it has.
     #[error("{}: unknown format, the name must end in .yaml, .yml, .toml or .json", path.display())]
     UnknownFormat {
