@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::diff::KeyPath;
+
 /// Which sort of mistake a [`Problem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -93,6 +95,18 @@ impl Problems {
         problems.sort_by_key(Problem::path);
         problems.dedup();
         Err(Self(problems))
+    }
+
+    /// Says that the problems are there only because these keys wait for a restart.
+    pub(crate) fn until_restart(mut self, waiting: &[KeyPath]) -> Self {
+        if !waiting.is_empty() {
+            let waiting = waiting.iter().map(|key| key.as_str()).collect::<Vec<_>>().join(", ");
+            for problem in &mut self.0 {
+                let message = &problem.message;
+                problem.message = format!("{message} (as it runs: a change of {waiting} waits for a restart)");
+            }
+        }
+        self
     }
 
     /// Goes through the problems.

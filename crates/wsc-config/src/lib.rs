@@ -4,8 +4,9 @@
 //! **What it is.** [`Settings`] is a plain tree of typed values whose [`Default`] is the documented
 //! default of every key. [`load()`] lays one file (YAML, TOML or JSON), a profile of that file and the
 //! environment over the defaults and reports *every* mistake at once as [`Problem`]s; [`check()`]
-//! does the same for settings that a program built itself. [`diff()`] says which changed keys apply
-//! at once and which wait for a restart, [`current_config`] shows running values with secrets masked,
+//! does the same for settings that a program built itself. [`reload`], [`diff()`] and [`apply`] say what new
+//! settings mean for a running hub: which keys apply at once, which wait for a restart, whether that
+//! goes together. [`current_config`] shows running values with secrets masked,
 //! [`default_config`] and [`reference_markdown`] write the commented default file and the reference
 //! page. All of it comes from one table, [`keys`].
 //!
@@ -61,7 +62,7 @@ mod values;
 mod watch;
 
 pub use check::check;
-pub use diff::{Change, KeyPath, diff};
+pub use diff::{Change, KeyPath, Reloaded, apply, diff};
 pub use docs::reference_markdown;
 pub use dump::{current_config, default_config};
 pub use error::{ConfigError, Problem, ProblemKind, Problems};

@@ -33,7 +33,10 @@ pub fn load(
 ) -> Result<Settings, ConfigError> {
     let top = match source {
         Source::Defaults => BTreeMap::new(),
-        Source::File(path) => parsed_file(path, &text_of(path)?)?,
+        Source::File(path) => {
+            let (format, text) = read_file(path)?;
+            parsed(format, &text, Some(path))?
+        }
     };
     Ok(assemble(top, profile, strictness, environment)?)
 }
@@ -58,11 +61,11 @@ pub fn reload(
         Source::Defaults => BTreeMap::new(),
         Source::File(path) => {
             let empty = || ConfigError::Empty { path: path.clone() };
-            let text = text_of(path)?;
+            let (format, text) = read_file(path)?;
             if text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty() {
                 return Err(empty());
             }
-            let top = parsed_file(path, &text)?;
+            let top = parsed(format, &text, Some(path))?;
             if top.is_empty() {
                 return Err(empty());
             }
@@ -72,13 +75,10 @@ pub fn reload(
     Ok(assemble(top, profile, strictness, environment)?)
 }
 
-fn text_of(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
-}
-
-fn parsed_file(path: &Path, text: &str) -> Result<BTreeMap<String, Node>, ConfigError> {
+fn read_file(path: &Path) -> Result<(Format, String), ConfigError> {
     let format = Format::from_path(path).ok_or_else(|| ConfigError::UnknownFormat { path: path.to_owned() })?;
-    parsed(format, text, Some(path))
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    Ok((format, text))
 }
 
 /// Loads settings from a text, a profile of it and the environment, and checks them whole.

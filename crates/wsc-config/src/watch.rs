@@ -275,5 +275,5 @@ impl Watcher {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;

@@ -3,6 +3,8 @@
 //! A test waits for `changed` under a limit, never for a time. Where it says that nothing happens, it waits for a
 //! while in vain: longer than the thread takes to notice.
 
+#![cfg(unix)]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
