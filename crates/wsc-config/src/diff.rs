@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::check::check;
+use crate::error::Problems;
 use crate::schema::{Key, Reload, keys};
 use crate::settings::Settings;
 
@@ -64,16 +66,33 @@ pub fn diff(old: &Settings, new: &Settings) -> Change {
     change
 }
 
-/// What runs after a reload: the running settings with the new values of keys that take effect at once. Also says which
-/// those are, and which wait for the next start.
-#[must_use]
-pub fn apply_live(running: &Settings, new: &Settings) -> (Settings, Change) {
+/// What a reload comes to.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// The settings that run from now on: the new ones, but for the keys that wait for a restart, which keep their
+    /// running values.
+    pub settings: Settings,
+    /// The keys in which the new settings differ from the running ones: what applied, and what waits.
+    pub change: Change,
+}
+
+/// Works out what becomes of running settings when new ones are loaded. It changes nothing itself.
+///
+/// Compared are the *running* settings, so a key that waits for a restart is listed again at every reload until then.
+///
+/// # Errors
+///
+/// What is wrong with the settings that would run: each of the two is good by itself, but a live key may need a key that
+/// waits for a restart, as `queue.policy: spill` needs a storage. Then nothing can be applied before that restart.
+pub fn apply(running: &Settings, new: &Settings) -> Result<Reloaded, Problems> {
     let change = diff(running, new);
-    let mut next = running.clone();
-    for key in keys().iter().filter(|key| change.live.contains(&KeyPath(key.path))) {
-        (key.copy)(&mut next, new);
+    let mut settings = new.clone();
+    for key in keys().iter().filter(|key| change.restart.contains(&KeyPath(key.path))) {
+        (key.copy)(&mut settings, running);
     }
-    (next, change)
+    check(&settings).map_err(|problems| problems.until_restart(&change.restart))?;
+    Ok(Reloaded { settings, change })
 }
 
 fn waits_for_restart(key: &Key, old: &Settings, new: &Settings) -> bool {
@@ -81,28 +100,5 @@ fn waits_for_restart(key: &Key, old: &Settings, new: &Settings) -> bool {
         Reload::Live => false,
         Reload::Restart => true,
         Reload::LiveOnceSet => (key.exposed)(old).is_null() != (key.exposed)(new).is_null(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_reload_takes_the_live_values_and_leaves_the_others() {
-        let running = Settings::default();
-        let mut new = running.clone();
-        new.ack_timeout = Duration::from_secs(7);
-        new.listen.set_port(1);
-        new.auth.issuer = "elsewhere".to_owned();
-        let (next, change) = apply_live(&running, &new);
-        let paths = |keys: &[KeyPath]| keys.iter().map(|key| key.as_str()).collect::<Vec<_>>();
-        assert_eq!(paths(&change.live), ["ack_timeout", "auth.issuer"]);
-        assert_eq!(paths(&change.restart), ["listen"]);
-        assert_eq!((next.ack_timeout, next.listen), (new.ack_timeout, running.listen));
-        assert_eq!(next.auth.issuer, "elsewhere");
-        assert_eq!(apply_live(&next, &new), (next, Change { live: Vec::new(), ..change }));
     }
 }

@@ -44,7 +44,6 @@ pub struct Key {
     pub(crate) read: fn(&mut Settings, &Node, Range) -> Result<(), Vec<Wrong>>,
     pub(crate) check: fn(&Settings, Range) -> Vec<Wrong>,
     pub(crate) same: fn(&Settings, &Settings) -> bool,
-    /// Gives the first settings the second ones' value.
     pub(crate) copy: fn(&mut Settings, &Settings),
     pub(crate) exposed: fn(&Settings) -> Json,
     pub(crate) masked: fn(&Settings) -> Json,
@@ -228,7 +227,7 @@ macro_rules! section {
                 wrongs
             },
             same: |one, other| one $(.$seg)* .$field == other $(.$seg)* .$field,
-            copy: |to, from| to $(.$seg)* .$field = from $(.$seg)* .$field.clone(),
+            copy: |to, from| Clone::clone_from(&mut to $(.$seg)* .$field, &from $(.$seg)* .$field),
             exposed: |settings| crate::field::Field::to_json(&settings $(.$seg)* .$field),
             masked: |settings| crate::field::Field::masked(&settings $(.$seg)* .$field),
         }
