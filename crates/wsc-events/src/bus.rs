@@ -157,14 +157,8 @@ impl EventBus {
         if list.is_closed {
             return id;
         }
-        let (subscriber, task) = Subscriber::new(
-            id,
-            filter,
-            observer,
-            queue.max(1),
-            Arc::clone(&shared.meter),
-            shared.kill.clone(),
-        );
+        let (subscriber, task) =
+            Subscriber::new(id, filter, observer, queue.max(1), Arc::clone(&shared.meter), shared.kill.clone());
         shared.tasks.spawn(task);
         list.subscribers.push(subscriber);
         shared.note_wanted(&list);
