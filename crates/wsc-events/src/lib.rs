@@ -34,7 +34,7 @@
 //!
 //! # Cargo features
 //!
-//! None.
+//! - `webhook`: `Webhooks` posts events to a URL, signed and in order, and keeps them in an outbox until they were taken.
 
 mod bus;
 mod filter;
@@ -46,6 +46,9 @@ mod subscriber;
 mod callback;
 mod ring;
 
+#[cfg(feature = "webhook")]
+mod webhook;
+
 pub use bus::{EventBus, EventBusConfig, Shutdown};
 pub use callback::{CallbackDebug, CallbackId, CallbackManager, CallbackOutcome, DebugInfo, EventDebug, RunsDebug};
 pub use filter::{EventFilter, UnknownEvent};
@@ -54,3 +57,9 @@ pub use ring::{ConnectionEvent, EventRing, EventRingConfig, RingEntry, TooManyTr
 pub use span::{Span, SpanSink};
 pub use stats::{EventStats, ObserverRun, SubscriptionStats};
 pub use subscriber::SubscriptionId;
+#[cfg(feature = "webhook")]
+pub use webhook::{
+    DeadLetter, DeadPage, HttpWebhookClient, InvalidWebhook, MemoryOutbox, OutboxChange, OutboxError, OutboxStore,
+    Shelf, TraceOf, WebhookAnswer, WebhookBreaker, WebhookClient, WebhookConfig, WebhookError, WebhookHooks,
+    WebhookOutcome, WebhookRequest, WebhookStartError, WebhookStats, Webhooks,
+};
