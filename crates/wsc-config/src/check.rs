@@ -205,23 +205,11 @@ fn cluster(settings: &Settings, rules: &mut Rules<'_>) {
 /// Refuses what the schema knows and this version cannot do, rather than to accept it and do nothing.
 /// What is built takes its line out here; everything else about it is in place.
 fn not_built_yet(settings: &Settings) -> Vec<Problem> {
-    let lines = [
-        (
-            settings.cluster.enabled,
-            "cluster.enabled",
-            "cannot be switched on: clustering is not built yet in this version".to_owned(),
-        ),
-        (
-            settings.auth.enabled,
-            "auth.enabled",
-            "cannot be switched on: authentication is not built yet in this version".to_owned(),
-        ),
-        (
-            settings.callbacks.enable_webhooks,
-            "callbacks.enable_webhooks",
-            "cannot be switched on: webhooks are not built yet in this version".to_owned(),
-        ),
-    ];
+    let lines = [(
+        settings.cluster.enabled,
+        "cluster.enabled",
+        "cannot be switched on: clustering is not built yet in this version",
+    )];
     lines
         .into_iter()
         .filter(|(used, _, _)| *used)

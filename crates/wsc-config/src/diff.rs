@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::check::check;
+use crate::error::Problems;
 use crate::schema::{Key, Reload, keys};
 use crate::settings::Settings;
 
@@ -62,6 +64,35 @@ pub fn diff(old: &Settings, new: &Settings) -> Change {
         }
     }
     change
+}
+
+/// What a reload comes to.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// The settings that run from now on: the new ones, but for the keys that wait for a restart, which keep their
+    /// running values.
+    pub settings: Settings,
+    /// The keys in which the new settings differ from the running ones: what applied, and what waits.
+    pub change: Change,
+}
+
+/// Works out what becomes of running settings when new ones are loaded. It changes nothing itself.
+///
+/// Compared are the *running* settings, so a key that waits for a restart is listed again at every reload until then.
+///
+/// # Errors
+///
+/// What is wrong with the settings that would run: each of the two is good by itself, but a live key may need a key that
+/// waits for a restart, as `queue.policy: spill` needs a storage. Then nothing can be applied before that restart.
+pub fn apply(running: &Settings, new: &Settings) -> Result<Reloaded, Problems> {
+    let change = diff(running, new);
+    let mut settings = new.clone();
+    for key in keys().iter().filter(|key| change.restart.contains(&KeyPath(key.path))) {
+        (key.copy)(&mut settings, running);
+    }
+    check(&settings).map_err(|problems| problems.until_restart(&change.restart))?;
+    Ok(Reloaded { settings, change })
 }
 
 fn waits_for_restart(key: &Key, old: &Settings, new: &Settings) -> bool {

@@ -89,9 +89,23 @@ maps are `name=value,name=value`, an empty value stands for \"not set\". A `WSC_
 - **Durations** are text with a unit: `100ms`, `10s`, `5m`, `24h`, `7d`. A bare number is an error.
 - **Sizes** are text, `64KiB`, `1MiB`, `4GiB` (by 1024) or `10MB` (by 1000), or a number of bytes.
 - **Text** that looks like a number or like `true` needs quotes in a file; in the environment it does not.
-- **Secrets** never appear in logs, errors or dumps. Where running values are shown, eight digits of
-  fingerprint stand in their place.
+- **Secrets** never appear in logs, errors or dumps. Where running values are shown, stars and a fingerprint of eight
+  hexadecimal digits stand in their place, by which two nodes can be compared. A secret of less than 16 bytes shows two
+  digits only, since eight would help to guess it.
 
 *Change* says when a new value takes effect: **live** as soon as the file is reloaded, **restart** at the
-next start. A file with a mistake in it is refused as a whole and leaves the running settings as they are.
+next start.
+
+## Reloading
+
+The hub follows the file that it was started with, and the key and certificate files that it names: edits in place,
+files that are renamed over them, symlinks that are switched over as in directories that Kubernetes mounts. Changes are
+collected until there was none for 200 ms, for 2 s at most. Where the system cannot notify (its limits, a network file
+system), contents are compared every 2 seconds, and the log says so. `SIGHUP` and `POST /api/admin/config/reload` do the
+same at once; with `?dry_run` the answer says what a reload would change.
+
+A file with a mistake in it is refused as a whole and leaves the running settings as they are. So is one that is empty
+or holds comments only, which is most likely being written at this moment; who wants the defaults back writes `wsc: {}`.
+The safe way to write settings is to write another file and to rename it. What the hub was started with on its command
+line and in its environment stays in force: the environment still wins over the file.
 ";

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::diff::KeyPath;
+
 /// Which sort of mistake a [`Problem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -95,6 +97,18 @@ impl Problems {
         Err(Self(problems))
     }
 
+    /// Says that the problems are there only because these keys wait for a restart.
+    pub(crate) fn until_restart(mut self, waiting: &[KeyPath]) -> Self {
+        if !waiting.is_empty() {
+            let waiting = waiting.iter().map(|key| key.as_str()).collect::<Vec<_>>().join(", ");
+            for problem in &mut self.0 {
+                let message = &problem.message;
+                problem.message = format!("{message} (as it runs: a change of {waiting} waits for a restart)");
+            }
+        }
+        self
+    }
+
     /// Goes through the problems.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()
@@ -135,6 +149,12 @@ pub enum ConfigError {
         path: PathBuf,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// The file holds nothing, or comments only, while the hub runs. Only [`reload`](crate::reload) says so.
+    #[error("{}: is empty; a section \"wsc\" without keys stands for the defaults", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
     },
     /// The file's name does not say which format it has.
     #[error("{}: unknown format, the name must end in .yaml, .yml, .toml or .json", path.display())]

@@ -4,15 +4,16 @@
 //! **What it is.** [`Settings`] is a plain tree of typed values whose [`Default`] is the documented
 //! default of every key. [`load()`] lays one file (YAML, TOML or JSON), a profile of that file and the
 //! environment over the defaults and reports *every* mistake at once as [`Problem`]s; [`check()`]
-//! does the same for settings that a program built itself. [`diff()`] says which changed keys apply
-//! at once and which wait for a restart, [`current_config`] shows running values with secrets masked,
+//! does the same for settings that a program built itself. [`reload`], [`diff()`] and [`apply`] say what new
+//! settings mean for a running hub: which keys apply at once, which wait for a restart, whether that
+//! goes together. [`current_config`] shows running values with secrets masked,
 //! [`default_config`] and [`reference_markdown`] write the commented default file and the reference
 //! page. All of it comes from one table, [`keys`].
 //!
 //! **What it deliberately does not know.** The other layers (each has a plain configuration of its
-//! own; the node maps one to the other in one place), running tasks, clocks, sockets, and whether
-//! the files that it names exist. Nothing here watches a file: loading, checking and comparing are
-//! pure functions that a watcher calls.
+//! own; the node maps one to the other in one place), running tasks, sockets, and whether the files
+//! that it names exist. Loading, checking and comparing are pure functions. `Watch` (feature `watch`)
+//! only says when to call them.
 //!
 //! **Precedence.** Defaults, then the `wsc` section of the file, then the profile, then the
 //! environment (`WSC__ACK_TIMEOUT=10s`, `WSC__QUEUE__POLICY=drop_oldest`).
@@ -41,7 +42,7 @@
 //! # Ok::<(), wsc_config::ConfigError>(())
 //! ```
 //!
-//! The crate has no cargo features.
+//! **Cargo features.** `watch`: `Watch`, which waits for changes of the settings file and of the files that it names.
 
 mod check;
 mod diff;
@@ -57,22 +58,26 @@ mod settings;
 mod source;
 mod suggest;
 mod values;
+#[cfg(feature = "watch")]
+mod watch;
 
 pub use check::check;
-pub use diff::{Change, KeyPath, diff};
+pub use diff::{Change, KeyPath, Reloaded, apply, diff};
 pub use docs::reference_markdown;
 pub use dump::{current_config, default_config};
 pub use error::{ConfigError, Problem, ProblemKind, Problems};
-pub use load::{load, load_str};
+pub use load::{load, load_str, reload};
 pub use schema::{Key, Reload, keys};
 pub use settings::{
     AuthSettings, CallbackSettings, ClusterSettings, CompressionSettings, DebugSettings, DrainSettings,
     FailureHandlerSettings, HttpSettings, IdempotencySettings, InboxSettings, LimitSettings, LogSettings, NatsSettings,
     OutcomeSettings, QueueSettings, RedisSettings, RetryBudgetSettings, RoomSettings, Settings, StorageSettings,
-    TlsSettings,
+    TlsSettings, watched_files,
 };
 pub use source::{Format, Source, Strictness, environment};
 pub use values::{
     BusType, ByteSize, DemoPage, Durability, IpRange, LogFormat, LogLevel, NodeName, ParseError, QueuePolicy,
     RedisMode, Secret, StorageKind, UserPolicy, format_duration, parse_duration,
 };
+#[cfg(feature = "watch")]
+pub use watch::{Watch, WatchError};

@@ -1,7 +1,7 @@
 //! Loading: file, profile and environment over the defaults, and everything that is wrong at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 
 use serde::{Deserialize, Deserializer};
@@ -34,13 +34,51 @@ pub fn load(
     let top = match source {
         Source::Defaults => BTreeMap::new(),
         Source::File(path) => {
-            let format = Format::from_path(path).ok_or_else(|| ConfigError::UnknownFormat { path: path.clone() })?;
-            let text =
-                std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+            let (format, text) = read_file(path)?;
             parsed(format, &text, Some(path))?
         }
     };
     Ok(assemble(top, profile, strictness, environment)?)
+}
+
+/// Loads settings anew while the hub runs: as [`load`], but a file that holds nothing is an error.
+///
+/// At a start no settings mean the defaults. While the hub runs, an empty file is far more likely one that is being
+/// written at this moment, and to fall back to the defaults would be the worst answer. Somebody who wants them writes
+/// `wsc: {}`. Only the file's whole absence of sections is told apart like this: a file that was cut elsewhere may be
+/// well formed, so what writes settings should write another file and rename it.
+///
+/// # Errors
+///
+/// As [`load`], and [`ConfigError::Empty`].
+pub fn reload(
+    source: &Source,
+    profile: Option<&str>,
+    strictness: Strictness,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Settings, ConfigError> {
+    let top = match source {
+        Source::Defaults => BTreeMap::new(),
+        Source::File(path) => {
+            let empty = || ConfigError::Empty { path: path.clone() };
+            let (format, text) = read_file(path)?;
+            if text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty() {
+                return Err(empty());
+            }
+            let top = parsed(format, &text, Some(path))?;
+            if top.is_empty() {
+                return Err(empty());
+            }
+            top
+        }
+    };
+    Ok(assemble(top, profile, strictness, environment)?)
+}
+
+fn read_file(path: &Path) -> Result<(Format, String), ConfigError> {
+    let format = Format::from_path(path).ok_or_else(|| ConfigError::UnknownFormat { path: path.to_owned() })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    Ok((format, text))
 }
 
 /// Loads settings from a text, a profile of it and the environment, and checks them whole.
@@ -60,9 +98,9 @@ pub fn load_str(
     Ok(assemble(parsed(format, text, None)?, profile, strictness, environment)?)
 }
 
-fn parsed(format: Format, text: &str, file: Option<&PathBuf>) -> Result<BTreeMap<String, Node>, ConfigError> {
+fn parsed(format: Format, text: &str, file: Option<&Path>) -> Result<BTreeMap<String, Node>, ConfigError> {
     parse(format, text).map_err(|error| ConfigError::Syntax {
-        file: file.cloned(),
+        file: file.map(Path::to_owned),
         position: error.position,
         message: error.message,
     })

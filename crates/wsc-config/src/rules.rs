@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use secrecy::ExposeSecret;
+use url::Url;
 use wsc_protocol::{EventType, FailureReason};
 
 use crate::field::Wrong;
@@ -32,6 +34,8 @@ const WHOLE: [&str; 2] = ["read:message", "admin:system"];
 
 /// The shortest API key that is accepted: shorter ones can be guessed over the network.
 const SHORTEST_API_KEY: usize = 16;
+
+const CREDENTIALS: &str = "a URL with user name or password is not accepted, they have keys of their own";
 
 pub(crate) fn retryable(reasons: &[String]) -> Vec<Wrong> {
     each(reasons, |reason| if reason == TEMPORARY { Ok(()) } else { known_reason(reason) })
@@ -126,6 +130,8 @@ pub(crate) fn nats_urls(urls: &[String]) -> Vec<Wrong> {
 
 /// Accepts `scheme://host…` without user and password, which have keys of their own and must not
 /// show up in dumps and logs. The message does not repeat the URL, since it may hold a password.
+///
+/// What it accepts also parses where the URL is used, or a reload would fail after the check.
 fn url_of(schemes: &[&str], url: &str) -> Result<(), String> {
     let rest = schemes.iter().find_map(|scheme| url.strip_prefix(&format!("{scheme}://")));
     let Some(rest) = rest else {
@@ -133,14 +139,17 @@ fn url_of(schemes: &[&str], url: &str) -> Result<(), String> {
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.contains('@') {
-        return Err("a URL with user name or password is not accepted, they have keys of their \
-                    own"
-        .to_owned());
+        return Err(CREDENTIALS.to_owned());
     }
     if authority.is_empty() || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("the URL has no host, or spaces in it".to_owned());
     }
-    Ok(())
+    match Url::parse(url) {
+        Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => Err(CREDENTIALS.to_owned()),
+        Ok(parsed) if parsed.host_str().is_none_or(str::is_empty) => Err("the URL has no host".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("the URL is not well formed: {error}")),
+    }
 }
 
 pub(crate) fn host_ports(addresses: &[String]) -> Vec<Wrong> {
@@ -186,8 +195,21 @@ pub(crate) fn api_keys(keys: &[Secret]) -> Vec<Wrong> {
     long_enough(keys)
 }
 
+/// A text that begins like the standard's own form must be of that form, or a slip would sign with another key than
+/// the receiver has.
 pub(crate) fn signing_secrets(secrets: &[Secret]) -> Vec<Wrong> {
-    long_enough(secrets)
+    let short = long_enough(secrets);
+    if !short.is_empty() {
+        return short;
+    }
+    wrongs(secrets.iter().map(|secret| {
+        let Some(text) = secret.expose_secret().strip_prefix("whsec_") else { return Ok(()) };
+        match BASE64_STANDARD.decode(text) {
+            Ok(key) if key.len() >= SHORTEST_API_KEY => Ok(()),
+            Ok(key) => Err(format!("has {} bytes, at least {SHORTEST_API_KEY} are needed", key.len())),
+            Err(_) => Err("is no base64 after \"whsec_\"".to_owned()),
+        }
+    }))
 }
 
 fn long_enough(secrets: &[Secret]) -> Vec<Wrong> {

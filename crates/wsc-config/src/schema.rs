@@ -44,6 +44,7 @@ pub struct Key {
     pub(crate) read: fn(&mut Settings, &Node, Range) -> Result<(), Vec<Wrong>>,
     pub(crate) check: fn(&Settings, Range) -> Vec<Wrong>,
     pub(crate) same: fn(&Settings, &Settings) -> bool,
+    pub(crate) copy: fn(&mut Settings, &Settings),
     pub(crate) exposed: fn(&Settings) -> Json,
     pub(crate) masked: fn(&Settings) -> Json,
 }
@@ -226,6 +227,7 @@ macro_rules! section {
                 wrongs
             },
             same: |one, other| one $(.$seg)* .$field == other $(.$seg)* .$field,
+            copy: |to, from| Clone::clone_from(&mut to $(.$seg)* .$field, &from $(.$seg)* .$field),
             exposed: |settings| crate::field::Field::to_json(&settings $(.$seg)* .$field),
             masked: |settings| crate::field::Field::masked(&settings $(.$seg)* .$field),
         }

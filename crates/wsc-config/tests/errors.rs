@@ -174,24 +174,73 @@ fn what_is_not_built_is_refused_honestly() {
         "cluster: {enabled: true, bus_type: redis}",
         &["wsc.cluster.enabled: cannot be switched on: clustering is not built yet in this version"],
     );
-    refused(
-        "callbacks: {enable_webhooks: true, webhook_url: 'https://a.example'}",
-        &["wsc.callbacks.enable_webhooks: cannot be switched on: webhooks are not built yet in this version"],
-    );
+}
+
+#[test]
+fn authentication_needs_one_good_key() {
     refused(
         "auth: {enabled: true}",
-        &[
-            "wsc.auth.enabled: cannot be switched on: authentication is not built yet in this version",
-            "wsc.auth.enabled: needs a key to check tokens with: set one of auth.secret_key, auth.secret_key_file, \
-         auth.public_key, auth.public_key_file, auth.jwks_url",
-        ],
+        &["wsc.auth.enabled: needs a key to check tokens with: set one of auth.secret_key, auth.secret_key_file, \
+         auth.public_key, auth.public_key_file, auth.jwks_url"],
     );
     refused(
         "auth: {enabled: true, secret_key: too-short}",
+        &["wsc.auth.secret_key: has 9 bytes, at least 32 are needed"],
+    );
+    refused(
+        "auth: {enabled: true, secret_key_file: a, jwks_url: 'https://id.example/keys'}",
+        &["wsc.auth.secret_key_file: auth.jwks_url is set too, only one of them can be used"],
+    );
+    for good in [
+        "{enabled: true, secret_key: 0123456789abcdef0123456789abcdef}",
+        "{enabled: true, public_key_file: key.pem, allow_anonymous: true, anonymous_permissions: ['join:room:a-*']}",
+        // Without `enabled` there is nobody who is anonymous: no effect, and no mistake either.
+        "{allow_anonymous: true, anonymous_permissions: ['send:message']}",
+        "{secret_key: short-but-not-used}",
+    ] {
+        let text = format!("wsc:\n  auth: {good}\n");
+        load_str(Format::Yaml, &text, None, Strictness::Strict, []).unwrap();
+    }
+}
+
+#[test]
+fn webhooks_need_a_url_that_can_be_called() {
+    let on = |rest: &str| format!("callbacks: {{enable_webhooks: true{rest}}}");
+    refused(&on(""), &["wsc.callbacks.webhook_url: is needed while callbacks.enable_webhooks is true"]);
+    for (url, message) in [
+        ("hook.example/x", "expected a URL that starts with http:// or https://"),
+        ("ftp://hook.example", "expected a URL that starts with http:// or https://"),
+        (
+            "https://me:word@hook.example/x",
+            "a URL with user name or password is not accepted, they have keys of their own",
+        ),
+        ("https:///x", "the URL has no host, or spaces in it"),
+        ("https://hook.example/a b", "the URL has no host, or spaces in it"),
+        ("https://:443/x", "the URL is not well formed: empty host"),
+        ("https://hook.example:99999/", "the URL is not well formed: invalid port number"),
+        ("https://[::1/", "the URL is not well formed: invalid IPv6 address"),
+    ] {
+        refused(&on(&format!(", webhook_url: '{url}'")), &[&format!("wsc.callbacks.webhook_url: {message}")]);
+    }
+    for good in ["https://hook.example", "http://127.0.0.1:9/x?y=z", "https://[::1]:8443/", "https://hööks.example/"]
+    {
+        let text = format!("wsc:\n  {}\n", on(&format!(", webhook_url: '{good}'")));
+        load_str(Format::Yaml, &text, None, Strictness::Strict, []).unwrap();
+    }
+}
+
+#[test]
+fn signing_secrets_are_what_they_look_like() {
+    refused(
+        "callbacks: {signing_secrets: [whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD, whsec_hunter2hunter2!!, whsec_QUJDREVGR0g=]}",
         &[
-            "wsc.auth.enabled: cannot be switched on: authentication is not built yet in this version",
-            "wsc.auth.secret_key: has 9 bytes, at least 32 are needed",
+            "wsc.callbacks.signing_secrets[1]: is no base64 after \"whsec_\"",
+            "wsc.callbacks.signing_secrets[2]: has 8 bytes, at least 16 are needed",
         ],
+    );
+    refused(
+        "callbacks: {signing_secrets: [any text of 16 bytes, short]}",
+        &["wsc.callbacks.signing_secrets[1]: has 5 bytes, at least 16 are needed"],
     );
 }
 

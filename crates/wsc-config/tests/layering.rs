@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use wsc_config::{
     ByteSize, ConfigError, DemoPage, Format, QueuePolicy, Settings, Source, Strictness, default_config, load, load_str,
+    reload,
 };
 
 const FILE: &str = "
@@ -270,4 +271,55 @@ fn settings_can_be_a_part_of_a_programs_own() {
         "wsc.ack_timout: unknown key, did you mean \"ack_timeout\"?\n\
          wsc.jitter: 4.0 is out of range, allowed is 0.0 to 1.0"
     );
+}
+
+#[test]
+fn an_empty_file_is_no_settings_while_the_hub_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, empty, defaults) in [
+        ("wsc.yaml", vec!["", "  \n", "# all of it\n# comments\n", "\u{feff}", "---\n", "{}"], "wsc: {}"),
+        ("wsc.toml", vec!["", "\n", "# wsc\n"], "[wsc]"),
+        ("wsc.json", vec!["", " \n", "{}"], "{\"wsc\": {}}"),
+    ] {
+        let source = Source::File(directory.path().join(name));
+        let write = |text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+        let again = |strictness| reload(&source, None, strictness, []);
+        for text in empty {
+            write(text);
+            for strictness in [Strictness::Strict, Strictness::Lenient] {
+                let error = again(strictness).unwrap_err();
+                assert!(matches!(error, ConfigError::Empty { .. }), "{name} {text:?}: {error}");
+                assert_eq!(
+                    error.to_string(),
+                    format!("{source}: is empty; a section \"wsc\" without keys stands for the defaults")
+                );
+            }
+        }
+        write(defaults);
+        assert_eq!(again(Strictness::Strict).unwrap(), Settings::default(), "{name}");
+    }
+    let source = Source::File(directory.path().join("wsc.yaml"));
+    std::fs::write(directory.path().join("wsc.yaml"), "database: {url: x}").unwrap();
+    assert_eq!(reload(&source, None, Strictness::Lenient, []).unwrap(), Settings::default(), "a program's own file");
+    assert_eq!(reload(&Source::Defaults, None, Strictness::Strict, []).unwrap(), Settings::default());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_now_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wsc.yaml");
+    let source = Source::File(path.clone());
+    let again = || reload(&source, None, Strictness::Strict, env(&[("WSC__ACK_TIMEOUT", "9s")]));
+    let begins = |text: &str| {
+        let error = again().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}:{text}", path.display())), "{error}");
+    };
+    begins(" cannot be read: No such file");
+    std::fs::write(&path, "wsc: {ack_timeout: 3s, que").unwrap();
+    begins("2:1: while parsing a flow mapping");
+    std::fs::write(&path, b"wsc: {node_id: \xff\xfe}").unwrap();
+    begins(" cannot be read: stream did not contain valid UTF-8");
+    std::fs::write(&path, "wsc: {max_retries: 1}").unwrap();
+    let settings = again().unwrap();
+    assert_eq!((settings.max_retries, settings.ack_timeout), (1, Duration::from_secs(9)), "the environment still wins");
 }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
-use wsc_config::{ByteSize, KeyPath, LogLevel, QueuePolicy, Reload, Secret, Settings, current_config, diff, keys};
+use wsc_config::{
+    ByteSize, KeyPath, LogLevel, QueuePolicy, Reload, Secret, Settings, StorageKind, apply, current_config, diff, keys,
+    watched_files,
+};
 
 fn names(paths: &[KeyPath]) -> Vec<&str> {
     paths.iter().map(|path| path.as_str()).collect()
@@ -40,6 +43,56 @@ fn tls_files_are_live_but_tls_itself_is_not() {
     let mut other = on.clone();
     other.tls.cert = Some("c.pem".into());
     assert_eq!(names(&diff(&on, &other).live), ["tls.cert"]);
+}
+
+#[test]
+fn what_waits_for_a_restart_keeps_its_running_value() {
+    let running = Settings::default();
+    let mut new = running.clone();
+    new.listen.set_port(1);
+    new.ack_timeout = Duration::from_secs(9);
+    new.tls.cert = Some("a.pem".into());
+    new.tls.key = Some("b.pem".into());
+    let reloaded = apply(&running, &new).unwrap();
+    assert_eq!(names(&reloaded.change.live), ["ack_timeout"]);
+    assert_eq!(names(&reloaded.change.restart), ["listen", "tls.cert", "tls.key"]);
+    let mut expected = running.clone();
+    expected.ack_timeout = Duration::from_secs(9);
+    assert_eq!(reloaded.settings, expected);
+
+    let again = apply(&reloaded.settings, &new).unwrap();
+    assert!(again.change.live.is_empty());
+    assert_eq!(again.change.restart, reloaded.change.restart, "it waits until the restart");
+    let back = apply(&reloaded.settings, &expected).unwrap();
+    assert!(back.change.is_empty(), "or until it is taken back");
+}
+
+#[test]
+fn a_live_key_cannot_run_ahead_of_what_it_needs() {
+    let mut running = Settings::default();
+    running.storage.kind = StorageKind::None;
+    let mut new = running.clone();
+    new.storage.kind = StorageKind::Memory;
+    new.queue.policy = QueuePolicy::Spill;
+    assert_eq!(
+        apply(&running, &new).unwrap_err().to_string(),
+        "wsc.queue.policy: \"spill\" needs the inbox: storage.kind is \"none\" (as it runs: a change of storage.kind \
+         waits for a restart)"
+    );
+    assert!(apply(&new, &new).unwrap().change.is_empty());
+}
+
+#[test]
+fn files_that_settings_name_are_listed() {
+    let mut settings = Settings::default();
+    assert!(watched_files(&settings).is_empty());
+    settings.auth.secret_key_file = Some("secret".into());
+    settings.auth.public_key_file = Some("public.pem".into());
+    settings.tls.cert = Some("cert.pem".into());
+    settings.tls.key = Some("key.pem".into());
+    let mut files = watched_files(&settings);
+    files.sort();
+    assert_eq!(files, ["cert.pem", "key.pem", "public.pem", "secret"].map(std::path::PathBuf::from));
 }
 
 #[test]

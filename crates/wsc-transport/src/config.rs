@@ -42,8 +42,10 @@ pub struct TransportConfig {
     pub queue_max_bytes: usize,
     /// What happens at overflow; default [`QueuePolicy::Disconnect`].
     pub queue_policy: QueuePolicy,
-    /// Most bytes that wait in all queues together; default 1 GiB. Beyond it a queue that is not empty takes no more,
-    /// as if it were full itself.
+    /// How many bytes may wait in all queues together; default 1 GiB. Beyond it the connections with the largest queues
+    /// are closed with 3008 until less than 7/8 of it waits; before that, newcomers should be refused, see
+    /// [`Transport::is_pressed`](crate::Transport::is_pressed). Until the largest are closed it may become an eighth
+    /// more: there a queue that is not empty takes nothing, as if it were full itself.
     pub queue_total_bytes: usize,
     /// Most bytes that wait in one [`Fanout`](crate::Fanout) before publishers are refused; default 4 MiB. Counted
     /// uncompressed: where members agreed to compression the compressed form comes on top.

@@ -16,6 +16,7 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, FailureReason};
 
 use crate::{
+    budget,
     config::QueuePolicy,
     connection::Stream,
     frame::{self, Encoded, close_frame},
@@ -286,7 +287,30 @@ impl Conn {
         let own = (queue.bytes() + len).saturating_sub(limits.queue_max_bytes());
         // What this step has changed so far is not in the sum yet.
         let all = usize::try_from(self.shared.stats.queue_bytes() + settled.bytes).unwrap_or(0);
-        own.max((all + len).saturating_sub(limits.queue_total_bytes()))
+        own.max((all + len).saturating_sub(budget::backstop(limits.queue_total_bytes())))
+    }
+
+    /// Drops the backlog for the sake of all others, and closes the connection unless it is closing already.
+    pub(crate) fn shed(&self) {
+        let mut settled = Settled::default();
+        let mut state = self.state.lock();
+        match state.phase {
+            Phase::Open => {
+                count(&self.shared.stats.slow_shed);
+                let close = CloseReason::new(CloseCode::SLOW_CONSUMER, "slow consumer, and memory is short");
+                self.cut_off(&mut state, &close, DisconnectReason::SlowConsumer, &mut settled);
+            }
+            // It would be written still; the close frame alone will do.
+            _ => {
+                if let Some(queue) = &mut state.queue {
+                    queue.cut(FailureReason::QueueFull, &mut settled);
+                }
+            }
+        }
+        let waker = state.waker.clone();
+        drop(state);
+        self.shared.settle(settled);
+        wake(waker);
     }
 
     /// Drops the backlog and says farewell, for a peer that does not keep up.
@@ -452,6 +476,11 @@ impl Conn {
     /// Bytes and messages that wait; `None` while somebody holds the state.
     pub(crate) fn try_queued(&self) -> Option<(usize, u64)> {
         self.state.try_lock().map(|state| state.queued())
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.state.lock().queue.as_ref().map_or(0, |queue| queue.bytes())
     }
 
     /// Bytes and messages that wait.

@@ -368,17 +368,6 @@ const INFLATED_PER_POLL: usize = 256 << 10;
 /// After so many reads or waits it does so too: a stream may always have more.
 const TURNS_PER_POLL: usize = 64;
 
-/// Closes every open connection in order.
-pub(crate) fn close_all(shared: &Shared, close: &CloseReason, cause: DisconnectReason) {
-    let mut start = 0;
-    while let Some(conns) = shared.conns.slice(start, 256) {
-        start += 256;
-        for conn in conns {
-            Outbound(conn).close(close, cause);
-        }
-    }
-}
-
 /// Ends every connection at once.
 pub(crate) fn abort_all(shared: &Shared) {
     let mut start = 0;

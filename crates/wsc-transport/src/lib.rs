@@ -56,11 +56,13 @@
 //!
 //! None.
 
+mod budget;
 mod config;
 mod conn;
 mod connection;
 mod decoder;
 mod deflate;
+mod drain;
 mod fanout;
 mod flusher;
 mod frame;
@@ -80,6 +82,7 @@ mod transport;
 
 pub use config::{QueuePolicy, TransportConfig};
 pub use connection::{AsyncStream, Stream};
+pub use drain::Drain;
 pub use fanout::{Fanout, Fanouts, JoinError, Member, PublishError, Slot};
 pub use frame::{Encoded, text_frame};
 pub use handshake::{Extensions, upgrade_response, wants_upgrade};

@@ -7,12 +7,14 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    budget::Budget,
     config::{QueuePolicy, TransportConfig},
     conn::Conn,
     queue::Settled,
@@ -23,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) stats: TransportStats,
     pub(crate) conns: Conns,
+    pub(crate) budget: Budget,
     start: Instant,
 }
 
@@ -32,6 +35,7 @@ impl Shared {
             limits: Limits::new(config),
             stats: TransportStats::default(),
             conns: Conns::default(),
+            budget: Budget::default(),
             start: Instant::now(),
         }
     }
@@ -46,7 +50,8 @@ impl Shared {
         let Settled { sent, queue_full, conn_closed, bytes, told } = settled;
         let stats = &self.stats;
         if bytes != 0 {
-            stats.queue_bytes.fetch_add(bytes, Relaxed);
+            let before = stats.queue_bytes.fetch_add(bytes, Relaxed);
+            self.budget.note(before + bytes, self.limits.queue_total_bytes());
         }
         let ended = sent + queue_full + conn_closed;
         if ended > 0 {
@@ -189,7 +194,11 @@ fn millis(duration: Duration) -> u32 {
 
 /// Every open connection, for the sweep and for shutting down: eight bytes each.
 #[derive(Default)]
-pub(crate) struct Conns(Mutex<Slots>);
+pub(crate) struct Conns {
+    slots: Mutex<Slots>,
+    /// Told whenever the last one has left.
+    emptied: Notify,
+}
 
 #[derive(Default)]
 struct Slots {
@@ -200,7 +209,7 @@ struct Slots {
 impl Conns {
     /// Adds a connection; returns its place.
     pub(crate) fn insert(&self, conn: &Arc<Conn>) -> u32 {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         match slots.free.pop() {
             Some(slot) => {
                 slots.slots[slot as usize] = Some(Arc::clone(conn));
@@ -214,27 +223,40 @@ impl Conns {
     }
 
     pub(crate) fn remove(&self, slot: u32) {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         let removed = slots.slots.get_mut(slot as usize).and_then(Option::take);
         if removed.is_some() {
             slots.free.push(slot);
         }
-        if slots.free.len() == slots.slots.len() {
+        let is_empty = slots.free.len() == slots.slots.len();
+        if is_empty {
             // Everybody left: give the memory back.
             *slots = Slots::default();
         }
         drop(slots);
         drop(removed);
+        if is_empty {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// Returns when there is nobody, at once where that is so already.
+    pub(crate) async fn emptied(&self) {
+        let mut emptied = std::pin::pin!(self.emptied.notified());
+        emptied.as_mut().enable();
+        if self.len() > 0 {
+            emptied.await;
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
-        let slots = self.0.lock();
+        let slots = self.slots.lock();
         slots.slots.len() - slots.free.len()
     }
 
     /// Copies the handles of the slots from `start` on, at most `max` slots; empty at the end.
     pub(crate) fn slice(&self, start: usize, max: usize) -> Option<Vec<Arc<Conn>>> {
-        let slots = self.0.lock();
+        let slots = self.slots.lock();
         let end = slots.slots.len().min(start.saturating_add(max));
         (start < end).then(|| slots.slots[start..end].iter().flatten().map(Arc::clone).collect())
     }

@@ -16,6 +16,7 @@ pub struct TransportStats {
     pub(crate) slow_drop_oldest: AtomicU64,
     pub(crate) slow_drop_newest: AtomicU64,
     pub(crate) slow_spill: AtomicU64,
+    pub(crate) slow_shed: AtomicU64,
     pub(crate) handshakes_timed_out: AtomicU64,
     pub(crate) handshakes_cut: AtomicU64,
     pub(crate) handshakes_malformed: AtomicU64,
@@ -51,13 +52,15 @@ impl TransportStats {
     }
 
     /// How often a full queue was met, by the name of what was done about it. A [reliable](crate::Terms::is_reliable)
-    /// message that finds no room is a `spill` under every policy.
-    pub fn slow_consumers(&self) -> [(&'static str, u64); 4] {
+    /// message that finds no room is a `spill` under every policy. A `shed` is a connection that was closed because the
+    /// queues together were too large and its own was among the largest.
+    pub fn slow_consumers(&self) -> [(&'static str, u64); 5] {
         [
             ("disconnect", self.slow_disconnect.load(Relaxed)),
             ("drop_oldest", self.slow_drop_oldest.load(Relaxed)),
             ("drop_newest", self.slow_drop_newest.load(Relaxed)),
             ("spill", self.slow_spill.load(Relaxed)),
+            ("shed", self.slow_shed.load(Relaxed)),
         ]
     }
 

@@ -11,14 +11,19 @@ use std::{
 
 use http::{Request, Response};
 use parking_lot::RwLock;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout_at},
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wsc_protocol::{CloseReason, DisconnectReason};
+use wsc_protocol::CloseReason;
 
 use crate::{
+    budget::shed,
     config::TransportConfig,
-    connection::{Connection, Stream, abort_all, close_all},
+    connection::{Connection, Stream, abort_all},
+    drain::{Drain, Farewell, Pace},
     fanout::{Fanout, Fanouts, Member},
     flusher::Flushers,
     handshake::{Extensions, Handshake, PendingHandshakes, Transfer, farewell, handshake, open},
@@ -45,7 +50,7 @@ pub(crate) struct Inner<S> {
     tls: RwLock<Option<TlsAcceptor>>,
     /// Listeners and connections. The two below end after them.
     tasks: TaskTracker,
-    /// Sweep and flushers.
+    /// Flushers, and who looks after deadlines and memory.
     keepers: TaskTracker,
     keepers_stop: CancellationToken,
 }
@@ -81,6 +86,7 @@ impl<S: Service> Transport<S> {
         let service = make(&fanouts);
         reporter.get_or_init(|| Arc::downgrade(&service));
         keepers.spawn(sweep(Arc::clone(&shared), keepers_stop.clone()));
+        keepers.spawn(shed(Arc::clone(&shared), keepers_stop.clone()));
         Self(Arc::new(Inner {
             service,
             shared,
@@ -96,7 +102,7 @@ impl<S: Service> Transport<S> {
         }))
     }
 
-    /// Accepts connections from `listener` in a task of its own until [`shutdown`](Self::shutdown).
+    /// Accepts connections from `listener` in a task of its own, as long as [`is_accepting`](Self::is_accepting).
     pub fn listen(&self, listener: TcpListener) {
         let transport = self.clone();
         self.0.tasks.spawn(async move { transport.accept_all(listener).await });
@@ -146,7 +152,10 @@ impl<S: Service> Transport<S> {
 
     /// Applies other settings to everything that happens from now on.
     pub fn reconfigure(&self, config: &TransportConfig) {
-        self.0.shared.limits.set(config);
+        let shared = &self.0.shared;
+        shared.limits.set(config);
+        // There may be too much for a budget that has become smaller.
+        shared.budget.note(shared.stats.queue_bytes(), config.queue_total_bytes);
     }
 
     /// What the transport counts.
@@ -159,32 +168,73 @@ impl<S: Service> Transport<S> {
         self.0.shared.conns.len()
     }
 
-    /// Whether it still accepts connections.
+    /// Whether so much waits in all queues that newcomers should be refused: from 7/8 of
+    /// [`queue_total_bytes`](TransportConfig::queue_total_bytes) on, until it is less than 3/4.
+    pub fn is_pressed(&self) -> bool {
+        let shared = &self.0.shared;
+        // What was noted last need not have been the latest.
+        shared.budget.note(shared.stats.queue_bytes(), shared.limits.queue_total_bytes());
+        shared.budget.is_pressed()
+    }
+
+    /// Whether it still accepts connections: until a [`shutdown`](Self::shutdown) begins, or until a
+    /// [`drain`](Self::drain) has parted with everybody.
     pub fn is_accepting(&self) -> bool {
         !self.0.stop.is_cancelled()
     }
 
+    /// Parts with every connection at the plan's rate, each after what waits in its queue, for which it gets as long
+    /// as the write timeout. Who is not done at the plan's deadline is cut off. When it returns every task has ended.
+    ///
+    /// Listeners stay open until all connections are closed, so that requests are still answered: whether newcomers are
+    /// refused meanwhile is up to [`Service::admit`]. Those who come in all the same are closed too.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the connections that were not closed yet open, and the transport accepting; a second
+    /// `drain` or a [`shutdown`](Self::shutdown) goes on.
+    pub async fn drain(&self, plan: Drain) {
+        let shared = &*self.0.shared;
+        let deadline = Instant::now() + plan.deadline.min(A_YEAR);
+        let write_timeout = Duration::from_millis(shared.limits.write_timeout().into());
+        let pace = Pace::new(&plan, self.connections(), write_timeout);
+        let spread = plan.spread.unwrap_or_else(|| pace.spread());
+        tracing::info!(?pace, deadline = ?plan.deadline, "draining");
+        let farewell = Farewell { close: plan.close, spread: Some(spread) };
+        // Who is left at the deadline is cut off below.
+        let _ = timeout_at(deadline, farewell.bid_in_turn(shared, &pace)).await;
+        self.finish(&farewell, deadline).await;
+    }
+
     /// Stops accepting, closes every connection with `close` after what waits in its queue, and waits for them; who
-    /// is not done after `deadline` is cut off. When it returns every task has ended.
+    /// is not done after `deadline` is cut off. When it returns every task has ended. See [`drain`](Self::drain) for
+    /// a gentler way.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the transport closing; calling it again goes on.
     pub async fn shutdown(&self, close: &CloseReason, deadline: Duration) {
+        let farewell = Farewell { close: close.clone(), spread: None };
+        self.finish(&farewell, Instant::now() + deadline.min(A_YEAR)).await;
+    }
+
+    /// Ends everything by `deadline`.
+    async fn finish(&self, farewell: &Farewell, deadline: Instant) {
         let inner = &*self.0;
         inner.stop.cancel();
         inner.tasks.close();
-        let farewell = async {
+        let goodbyes = async {
             // A handshake may have slipped through: everybody is asked until nobody is left.
             loop {
-                close_all(&inner.shared, close, DisconnectReason::ServerShutdown);
+                farewell.bid_all(&inner.shared);
                 tokio::select! {
                     () = inner.tasks.wait() => return,
                     () = tokio::time::sleep(FAREWELL_INTERVAL) => {}
                 }
             }
         };
-        if tokio::time::timeout(deadline, farewell).await.is_err() {
+        if timeout_at(deadline, goodbyes).await.is_err() {
+            tracing::warn!(connections = self.connections(), "cutting off who has not gone by the deadline");
             inner.abort.cancel();
             // Here too somebody may just be opening.
             loop {
@@ -318,8 +368,11 @@ const SWEEP_SLICE: usize = 256;
 const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often a shutdown looks for connections that opened meanwhile.
+/// How often the end looks for connections that opened meanwhile.
 const FAREWELL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// As good as no deadline, and yet a moment that clocks can name.
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

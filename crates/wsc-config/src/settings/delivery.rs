@@ -79,7 +79,8 @@ section! {
         max_bytes: ByteSize = "1MiB" in "1KiB"..="1GiB" => Live;
         /// What happens at overflow.
         policy: QueuePolicy = "disconnect" => Live;
-        /// Bytes that may wait for all connections of this node together.
+        /// Bytes that may wait for all connections of this node together. Beyond seven eighths of it new
+        /// connections are refused, beyond it the connections with the largest queues are closed.
         total_bytes: ByteSize = "1GiB" in "1MiB"..="1TiB" => Live;
     }
 }

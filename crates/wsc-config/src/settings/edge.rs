@@ -12,20 +12,25 @@ use crate::values::{ByteSize, DemoPage, Secret, UserPolicy};
 section! {
     /// Limits per user, address and connection.
     pub struct LimitSettings [limits] {
-        /// Connections of one user. 0 = no limit.
+        /// Connections of one user. A lower value applies to newcomers. 0 = no limit.
         user_connections: u64 = "0" in "0"..="1000000" => Live;
-        /// What happens to one connection too many of a user.
+        /// What happens to one connection too many of a user: `kick_oldest` closes the user's oldest one,
+        /// `refuse` the new one, both with 3505.
         user_policy: UserPolicy = "kick_oldest" => Live;
-        /// Connections from one IP address. 0 = no limit.
+        /// Connections from one IP address; one more is refused with 3504. Behind a proxy of `trusted_proxies`
+        /// the client's own address counts. A lower value applies to newcomers. 0 = no limit.
         ip_connections: u64 = "0" in "0"..="10000000" => Live;
-        /// Messages per second that one connection may send. 0 = no limit.
+        /// Messages per second that one connection may send. More are refused with 1005; more than 10 ×
+        /// the burst refused within 10 s close the connection with 3013. 0 = no limit.
         messages_per_second: u64 = "0" in "0"..="10000000" => Live;
-        /// Bytes per second that one connection may send. 0 = no limit.
+        /// Bytes per second that one connection may send, twice as many at once; beyond it as with
+        /// `messages_per_second`. 0 = no limit.
         bytes_per_second: u64 = "0" in "0"..="100000000000" => Live;
         /// Messages that one connection may send at once before the rate applies. Not set = twice
         /// `messages_per_second`.
         burst: Option<u64> = "" in "1"..="20000000" => Live;
-        /// Upgrade requests per second that this node takes. 0 = no limit.
+        /// Upgrade requests per second that this node takes; one over the rate gets 503 with
+        /// `Retry-After`. 0 = no limit.
         handshakes_per_second: u64 = "0" in "0"..="1000000" => Live;
         /// Upgrade requests that may be under way; the oldest is cut for a new one.
         /// As many HTTP connections have a place beside them; one more is cut off at once.
@@ -59,11 +64,12 @@ impl LimitSettings {
 }
 
 section! {
-    /// Webhooks: events that are posted to a URL. Not built yet in this version.
+    /// Webhooks: events that are posted to a URL, signed as Standard Webhooks has it.
     pub struct CallbackSettings [callbacks] {
         /// Whether events are posted.
         enable_webhooks: bool = "false" => Live;
-        /// Where events are posted to.
+        /// Where events are posted to: an http or https URL without user name and password. Needed while
+        /// webhooks are enabled.
         webhook_url: String = "" where rules::web_url => Live;
         /// Time that one request may take.
         webhook_timeout: Duration = "5s" in "10ms"..="5m" => Live;
@@ -73,7 +79,8 @@ section! {
         event_filters: Vec<String> = "" where rules::event_filters => Live;
         /// Headers that each request carries.
         headers: BTreeMap<String, Secret> = "" where rules::headers => Live;
-        /// Secrets that sign requests; several while one is being replaced.
+        /// Secrets that sign requests: `whsec_` and base64, or other text; at least 16 bytes. Several while
+        /// one is being replaced: each signs each request.
         signing_secrets: Vec<Secret> = "" where rules::signing_secrets => Live;
         /// Whether the URL may lead to a private or loopback address.
         allow_private_addresses: bool = "false" => Live;
@@ -85,7 +92,8 @@ section! {
 }
 
 section! {
-    /// Authentication by token. Not built yet in this version.
+    /// Authentication by token (JWT). One of `secret_key`, `secret_key_file`, `public_key`, `public_key_file` and
+    /// `jwks_url` says which tokens are good.
     pub struct AuthSettings [auth] {
         /// Whether a connection needs a token.
         enabled: bool = "false" => Restart;
@@ -93,13 +101,14 @@ section! {
         allow_insecure: bool = "false" => Restart;
         /// Shared key of HS256, HS384 and HS512 tokens, at least 32 bytes.
         secret_key: Option<Secret> = "" => Live;
-        /// File that holds the shared key.
+        /// File that holds the shared key. It is read again when it changes.
         secret_key_file: Option<PathBuf> = "" => Live;
         /// Public key of RS256, ES256 or EdDSA tokens, as PEM text.
         public_key: Option<String> = "" => Live;
-        /// File that holds the public key as PEM.
+        /// File that holds the public key as PEM. It is read again when it changes.
         public_key_file: Option<PathBuf> = "" => Live;
-        /// URL of the key set of an identity provider.
+        /// URL of the key set (JWKS) of an identity provider. Who answers it can mint tokens: beyond a network
+        /// of your own it should be https.
         jwks_url: Option<String> = "" where rules::optional_web_url => Live;
         /// Issuer that a token must name. Empty = not checked.
         issuer: String = "wsc" => Live;
@@ -109,7 +118,8 @@ section! {
         leeway: Duration = "0s" in "0s"..="5m" => Live;
         /// Time that a connection outlives its token, in which it may renew it.
         expiry_grace: Duration = "25s" in "0s"..="1h" => Live;
-        /// Whether a connection without a token is let in as an anonymous visitor.
+        /// Whether a connection without a token is let in as an anonymous visitor. A bad token is refused
+        /// all the same.
         allow_anonymous: bool = "false" => Live;
         /// Permissions of anonymous visitors.
         anonymous_permissions: Vec<String> = "" where rules::permissions => Live;
@@ -119,7 +129,7 @@ section! {
 }
 
 section! {
-    /// TLS on the hub's own port. The files are read again at a reload.
+    /// TLS on the hub's own port. The files are read again when they change.
     pub struct TlsSettings [tls] {
         /// PEM file with the certificate chain.
         cert: Option<PathBuf> = "" => LiveOnceSet;

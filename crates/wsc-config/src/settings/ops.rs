@@ -93,11 +93,12 @@ section! {
 section! {
     /// Shutting down without a stampede.
     pub struct DrainSettings [drain] {
-        /// Connections closed per second.
+        /// Connections closed per second, with 3001. Clients are told to spread their return over as long.
         rate: u64 = "1000" in "1"..="10000000" => Live;
-        /// Time between "not ready" and the first closed connection, for the load balancer to notice.
+        /// Time between "not ready" and the moment when new connections and sends are refused with 503 and
+        /// the first connection is closed, for the load balancer to notice.
         delay: Duration = "0s" in "0s"..="10m" => Live;
-        /// Time after which the process ends, done or not.
+        /// Time from the signal on after which the process ends, done or not.
         deadline: Duration = "30s" in "10ms"..="1h" => Live;
     }
 }

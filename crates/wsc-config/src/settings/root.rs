@@ -24,9 +24,11 @@ section! {
         max_connections: u64 = "100000" in "1"..="10000000" => Live;
         /// Largest message that a client may send; a larger one closes its connection with 1009.
         max_message_size: ByteSize = "64KiB" in "128B"..="64MiB" => Live;
-        /// Read buffer of a busy connection. It is grown on demand; an idle connection has none.
+        /// No effect in this version: connections are read through one buffer for each worker thread, and
+        /// keep nothing but the part of a message that has come.
         read_buffer_size: ByteSize = "4KiB" in "512B"..="1MiB" => Restart;
-        /// Write buffer of a busy connection. It is grown on demand; an idle connection has none.
+        /// No effect in this version: messages are written from the queue, whose limit is
+        /// `queue.max_bytes`.
         write_buffer_size: ByteSize = "4KiB" in "512B"..="1MiB" => Restart;
         /// Time that a client has for its whole upgrade request.
         handshake_timeout: Duration = "10s" in "10ms"..="10m" => Live;
@@ -61,7 +63,8 @@ section! {
         ack_retry_interval: Duration = "2s" in "1ms"..="1h" => Live;
         /// Whether a message that nobody acknowledged goes to the inbox rather than fails.
         enable_offline_ack: bool = "true" => Live;
-        /// Addresses of proxies whose `X-Forwarded-For` is believed.
+        /// Addresses of proxies whose `X-Forwarded-For` is believed: the client's address is the last one in it
+        /// that is no such proxy.
         trusted_proxies: Vec<IpRange> = "" => Live;
     }
     with {

@@ -1,7 +1,6 @@
 //! Text that must not be shown.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
@@ -20,15 +19,28 @@ impl Secret {
         Self(SecretString::from(text.into()))
     }
 
-    /// Returns eight hexadecimal digits that differ when the secret differs.
+    /// Returns hexadecimal digits that differ when the secret differs: eight, or two for a secret of less than
+    /// 16 bytes.
     ///
-    /// It serves to compare two running hubs, or a hub with its file, without showing the secret.
-    /// It keeps 32 bits of the secret at most, and is not stable over versions of the hub.
+    /// They serve to compare two running hubs, or a hub with its file, without showing the secret. So they are the same
+    /// on every node, and remain so over versions of the hub: the first digits of the SHA-256 of the text
+    /// `wsc fingerprint v1`, a zero byte and the secret.
+    ///
+    /// What can be compared can also be tried: somebody who sees a fingerprint can sort out guesses. For a random key
+    /// that is no help. For a password that stands in a list it would be, and no slow hash changes that for long. What
+    /// bounds it is how much is shown: two digits leave one guess of 256, thousands of a list, at the price that two
+    /// different short secrets look equal once in 256 times.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        let mut hasher = DefaultHasher::new();
-        self.expose_secret().hash(&mut hasher);
-        format!("{:08x}", hasher.finish() >> 32)
+        /// What is shorter was hardly made at random.
+        const RANDOM: usize = 16;
+
+        let secret = self.expose_secret().as_bytes();
+        let mut hash = hmac_sha256::Hash::new();
+        hash.update(b"wsc fingerprint v1\0");
+        hash.update(secret);
+        let shown = if secret.len() < RANDOM { 1 } else { 4 };
+        hash.finalize()[..shown].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Returns what a dump shows in the secret's place: stars and the fingerprint.
@@ -79,8 +91,20 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret:?}"), "Secret(***)");
         assert_eq!(secret, Secret::new("hunter2"));
-        assert_eq!(secret.fingerprint(), Secret::new("hunter2").fingerprint());
         assert_ne!(secret, Secret::new("hunter3"));
-        assert_ne!(secret.fingerprint(), Secret::new("hunter3").fingerprint());
+    }
+
+    /// `printf 'wsc fingerprint v1\0SECRET' | sha256sum`: nodes of different versions are compared by it.
+    #[test]
+    fn fingerprints_are_what_they_always_were() {
+        assert_eq!(Secret::new("0123456789abcdef0123456789abcdef").fingerprint(), "0c2b0937");
+        assert_eq!(Secret::new("hunter2").fingerprint(), "55");
+        assert_eq!(Secret::new("").fingerprint(), "f4");
+    }
+
+    #[test]
+    fn a_secret_that_can_be_guessed_shows_little() {
+        assert_eq!(Secret::new("x".repeat(15)).fingerprint().len(), 2);
+        assert_eq!(Secret::new("x".repeat(16)).fingerprint().len(), 8);
     }
 }

@@ -167,3 +167,69 @@ fn an_end_during_a_write_leaves_nothing_behind() {
     assert_eq!((stats.queue_bytes(), stats.ledger().snapshot().conn_closed), (0, 1));
     assert!(conn.state.lock().queue.is_none());
 }
+
+/// Where nobody is cut fast enough: queues take nothing more, as their policy says, until there is room again.
+#[test]
+fn all_queues_together_have_a_last_limit_that_can_be_moved() {
+    let mut config = TransportConfig {
+        queue_max_bytes: 1000,
+        queue_total_bytes: 1600,
+        queue_policy: QueuePolicy::DropNewest,
+        ..TransportConfig::default()
+    };
+    let shared = Arc::new(Shared::new(&config));
+    let total = || shared.stats.queue_bytes();
+    let conn = || {
+        let conn = Conn::held(Arc::clone(&shared), None, Vec::new(), Extensions::default());
+        conn.release();
+        Outbound(conn)
+    };
+    let deliver = |to: &Outbound, len: usize| to.deliver(&Encoded::new(&vec![0; len]), &mut || None);
+    let fill = |to: &Outbound| while deliver(to, 100) == Sent::Queued {};
+    let (first, second, third) = (conn(), conn(), conn());
+    fill(&first);
+    assert_eq!(first.queued().0, 1000);
+    // An eighth more than the budget.
+    fill(&second);
+    assert_eq!((second.queued().0, total()), (800, 1800));
+    // An empty one takes one all the same.
+    assert_eq!(deliver(&third, 5000), Sent::Queued);
+    assert_eq!(deliver(&third, 100), Sent::Dropped);
+    third.0.flush_once(take_all).unwrap();
+    // There is as much room as the setting says now.
+    config.queue_total_bytes = 16_000;
+    shared.limits.set(&config);
+    fill(&second);
+    assert_eq!(second.queued().0, 1000);
+    // It takes nothing more than what leaves: as the policy says, also where it drops.
+    second.0.flush_once(|_| Ok(10)).unwrap();
+    config.queue_total_bytes = 800;
+    config.queue_policy = QueuePolicy::DropOldest;
+    shared.limits.set(&config);
+    assert_eq!(deliver(&second, 100), Sent::Dropped, "nothing is left that could make enough room");
+    assert_eq!((second.queued().0, total()), (90, 1090));
+}
+
+/// What a connection that is closing already has not written yet counts as well, and nobody else goes for it.
+#[test]
+fn who_is_closing_keeps_nothing_but_its_farewell() {
+    let (conn, _) = conn();
+    let outbound = Outbound(Arc::clone(&conn));
+    for _ in 0..10 {
+        assert_eq!(outbound.deliver(&Encoded::new(&[0x81; 100]), &mut || None), Sent::Queued);
+    }
+    conn.flush_once(|_| Ok(10)).unwrap();
+    conn.close(&bye(), DisconnectReason::KickOut);
+    conn.shed();
+    assert!(conn.shared.stats.queue_bytes() < 200);
+    assert_eq!(conn.cause(), Some(DisconnectReason::KickOut));
+    assert_eq!(conn.shared.stats.slow_consumers().map(|(_, times)| times), [0; 5]);
+    // The message that is begun, and the farewell.
+    let mut wire = Vec::new();
+    conn.flush_once(|slices| {
+        slices.iter().for_each(|s| wire.extend_from_slice(s));
+        take_all(slices)
+    })
+    .unwrap();
+    assert_eq!((wire[0], wire[90]), (0x81, 0x88));
+}

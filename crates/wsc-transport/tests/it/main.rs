@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests too say what they expect by panicking")]
 
+mod budget;
 mod compression;
+mod drain;
 mod echo;
 mod ending;
 mod fanout;

@@ -1,12 +1,12 @@
 //! The table of slow consumers, row by row: what a full queue does to messages of each kind, and what the peer is told.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use wsc_protocol::{DisconnectReason, FailureReason, Priority};
-use wsc_transport::{Encoded, Outbound, QueuePolicy, Sent, Terms, TransportConfig};
+use wsc_transport::{Encoded, Outbound, QueuePolicy, Sent, Terms};
 
 use crate::{
-    flood::{Flood, MESSAGE, Peer, QUEUE, gaps, hub, numbered, numbers, on_both},
+    flood::{Flood, MESSAGE, Peer, gaps, hub, numbered, numbers, on_both},
     support::{Frame, Hub, close_code, eventually, server_frame},
 };
 
@@ -228,47 +228,6 @@ async fn the_notice_of_a_closed_room_is_never_dropped() {
         hub.ended(1).await;
         hub.finish().await;
     }
-}
-
-#[tokio::test]
-async fn all_queues_together_have_a_limit_that_can_be_moved() {
-    let mut config = TransportConfig::default();
-    config.queue_max_bytes = QUEUE;
-    config.queue_total_bytes = QUEUE + QUEUE / 2;
-    config.queue_policy = QueuePolicy::DropNewest;
-    config.write_timeout = Duration::from_secs(600);
-    let hub = Hub::start(&config);
-    let total = || hub.transport.stats().queue_bytes() as usize;
-    let _first = hub.client().await;
-    let first = hub.newest();
-    Flood::default().deliver_until_dropped(&first).await;
-    assert!(total() > QUEUE - 2 * MESSAGE);
-    let _second = hub.client().await;
-    let second = hub.newest();
-    let mut flood = Flood::default();
-    flood.deliver_until_dropped(&second).await;
-    assert!(second.queued().0 < QUEUE / 2 + 2 * MESSAGE, "{:?}", second.queued());
-    assert!(total() <= config.queue_total_bytes && total() > config.queue_total_bytes - 2 * MESSAGE);
-    // An empty one takes one all the same.
-    let mut third = hub.client().await;
-    let mut large = vec![b'x'; 60 * QUEUE];
-    assert_eq!(hub.newest().deliver(&Encoded::new(&server_frame(0x82, &large)), &mut || None), Sent::Queued);
-    assert_eq!(flood.deliver(&second), Sent::Dropped);
-    assert!(third.frame().await == Some((0x82, std::mem::take(&mut large))));
-    eventually("the third is through", || total() < 2 * QUEUE).await;
-    // There is as much room as the setting says now.
-    config.queue_total_bytes = 10 * QUEUE;
-    hub.transport.reconfigure(&config);
-    while flood.deliver(&second) != Sent::Dropped {}
-    assert!(second.queued().0 > QUEUE - 2 * MESSAGE);
-    // It takes nothing more than what leaves: as the policy says, also where it drops.
-    config.queue_total_bytes = QUEUE;
-    config.queue_policy = QueuePolicy::DropOldest;
-    hub.transport.reconfigure(&config);
-    let before = second.queued().0;
-    assert_eq!(flood.deliver(&second), Sent::Dropped, "nothing is left that could make enough room");
-    assert!(second.queued().0 < before.min(2 * MESSAGE));
-    hub.finish().await;
 }
 
 #[tokio::test]
