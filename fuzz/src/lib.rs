@@ -6,6 +6,7 @@
 pub mod envelope;
 pub mod frames;
 pub mod handshake;
+pub mod http_bodies;
 mod json;
 pub mod settings;
 
@@ -45,5 +46,10 @@ mod tests {
     #[test]
     fn handshake() {
         replay("handshake", crate::handshake::check);
+    }
+
+    #[test]
+    fn http_bodies() {
+        replay("http_bodies", crate::http_bodies::check);
     }
 }
