@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "everything here is a test, its helpers too")]
 
 mod deployment;
+mod logs;
 mod metrics;
 mod proxies;
 mod settings;

@@ -32,7 +32,9 @@ fn names(expression: &str) -> Names {
             let (word, after) = rest.split_at(end);
             rest = after.trim_start();
             is_grouping = ["by", "without", "on", "ignoring", "group_left", "group_right"].contains(&word);
-            let is_word_of_the_language = ["and", "or", "unless", "offset", "bool"].contains(&word);
+            // Aggregations may be followed by what they group by, and only then by parentheses.
+            let is_word_of_the_language =
+                ["and", "or", "unless", "offset", "bool", "sum", "min", "max", "avg", "count", "topk"].contains(&word);
             if !is_grouping && !is_word_of_the_language && !rest.starts_with('(') {
                 names.metrics.insert(word.to_owned());
             }
@@ -87,7 +89,8 @@ fn expressions() -> Vec<(String, String)> {
         }
     }
     for annotation in dashboard["annotations"]["list"].as_array().unwrap() {
-        expressions.push((format!("annotation {}", annotation["name"]), annotation["expr"].as_str().unwrap().to_owned()));
+        expressions
+            .push((format!("annotation {}", annotation["name"]), annotation["expr"].as_str().unwrap().to_owned()));
     }
     for variable in dashboard["templating"]["list"].as_array().unwrap() {
         if let Some(query) = variable["definition"].as_str() {
@@ -162,7 +165,8 @@ async fn every_metric_and_label_that_is_named_exists() {
             seen.insert(metric.clone());
         }
         for label in &names.labels {
-            let is_there = names.metrics.iter().any(|metric| labels.get(metric).is_some_and(|have| have.contains(label)));
+            let is_there =
+                names.metrics.iter().any(|metric| labels.get(metric).is_some_and(|have| have.contains(label)));
             if !is_there {
                 missing.insert(format!("label {label} ({place})"));
             }
