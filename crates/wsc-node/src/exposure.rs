@@ -1,6 +1,8 @@
 //! Who may talk to this hub at all (protocol §5, *Exposure*): a web page on another origin and a name that was
 //! rebound to this machine may not, however harmless the request looks.
 
+use std::net::{IpAddr, SocketAddr};
+
 use http::{HeaderMap, Uri, header};
 use wsc_config::Settings;
 use wsc_transport::Peer;
@@ -66,8 +68,8 @@ pub(crate) fn check_host(headers: &HeaderMap, uri: &Uri, settings: &Settings) ->
     };
     let name = authority.parse::<http::uri::Authority>().map_err(|_| "Host is not valid")?;
     let name = name.host().trim_matches(['[', ']']);
-    let is_loopback = name.eq_ignore_ascii_case("localhost")
-        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let is_loopback =
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     let is_allowed = |allowed: &String| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(authority);
     if is_loopback || settings.http.allowed_hosts.iter().any(is_allowed) {
         Ok(())
@@ -95,6 +97,34 @@ pub(crate) fn check_private(
         return Err("closed to forwarded requests while authentication is off");
     }
     check_host(headers, uri, settings)
+}
+
+/// The address that a request comes from: the peer's, or what trusted proxies say about it. Of the addresses that they
+/// listed the last one counts that is none of theirs: what stands before it, the client may have written itself.
+pub(crate) fn client_address(headers: &HeaderMap, peer: &Peer, settings: &Settings) -> IpAddr {
+    let is_trusted = |address: IpAddr| settings.trusted_proxies.iter().any(|range| range.contains(address));
+    let mut address = peer.remote.ip().to_canonical();
+    if !is_trusted(address) {
+        return address;
+    }
+    let lists = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+    let hops: Vec<&str> = lists.flat_map(|list| list.split(',')).collect();
+    for hop in hops.into_iter().rev() {
+        // What is no address says nothing, and neither does what stands before it.
+        let Some(next) = parse_hop(hop.trim()) else { break };
+        address = next;
+        if !is_trusted(address) {
+            break;
+        }
+    }
+    address
+}
+
+/// An address of `X-Forwarded-For`; some proxies write the port, too.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let bare = hop.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+    let address = bare.or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
+    Some(address.to_canonical())
 }
 
 /// What proxies add: behind one, a loopback peer says nothing.
@@ -142,6 +172,27 @@ mod tests {
         }
         settings.listen = "0.0.0.0:80".parse().unwrap();
         assert!(check("evil.example", &settings));
+    }
+
+    #[test]
+    fn a_forwarded_address_is_as_good_as_who_says_it() {
+        let mut settings = Settings::default();
+        settings.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+        let address = |remote: &str, pairs: &[_]| {
+            let peer =
+                Peer { remote: remote.parse().unwrap(), local: "127.0.0.1:8080".parse().unwrap(), is_tls: false };
+            client_address(&headers(pairs), &peer, &settings).to_string()
+        };
+        let forwarded = |list| [("x-forwarded-for", list)];
+        assert_eq!(address("203.0.113.9:5", &forwarded("198.51.100.1")), "203.0.113.9");
+        assert_eq!(address("10.0.0.1:5", &[]), "10.0.0.1");
+        assert_eq!(address("10.0.0.1:5", &forwarded("198.51.100.1")), "198.51.100.1");
+        assert_eq!(address("[::ffff:10.0.0.1]:5", &forwarded("198.51.100.1:4711")), "198.51.100.1");
+        // The client wrote the first one, the proxies the others.
+        assert_eq!(address("127.0.0.1:5", &forwarded("1.1.1.1, 198.51.100.1, 10.0.0.7")), "198.51.100.1");
+        assert_eq!(address("127.0.0.1:5", &forwarded("198.51.100.1, unknown")), "127.0.0.1");
+        assert_eq!(address("127.0.0.1:5", &forwarded("10.0.0.3, 10.0.0.7")), "10.0.0.3");
+        assert_eq!(address("127.0.0.1:5", &forwarded("[2001:db8::1]")), "2001:db8::1");
     }
 
     #[test]

@@ -302,7 +302,7 @@ impl Core {
     fn room_for_join(&self, session: &Session, room_id: &str, by_request: bool) -> Result<Arc<Room>, ErrorReply> {
         let may_create = by_request
             && self.settings().rooms.auto_create
-            && session.permissions.allows_room(Permission::CreateRoom, room_id);
+            && session.grant().permissions.allows_room(Permission::CreateRoom, room_id);
         if !may_create {
             return Err(ErrorCode::RoomNotFound.into());
         }

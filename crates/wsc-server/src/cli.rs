@@ -103,7 +103,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => {
             let source = Source::locate(args.config);
             let settings = config::load(&source, args.profile.as_deref(), Strictness::Strict, config::environment())?;
-            serve::run(&settings, &source)?;
+            serve::run(settings, source, args.profile)?;
             Ok(())
         }
         Command::CheckConfig { file, profile } => {
@@ -126,7 +126,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Prints what was asked for; a reader that went away early is no failure.
-fn say(text: &str) -> Result<(), Failure> {
+pub(crate) fn say(text: &str) -> Result<(), Failure> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(anyhow::Error::new(e).into()),
         _ => Ok(()),

@@ -154,7 +154,7 @@ pub(crate) async fn list_members(
     let room = via.core.rooms.get(&id).ok_or(ErrorCode::RoomNotFound)?;
     let (members, next) = room.fanout.members(start, limit);
     let members = members.iter().map(|member| Member {
-        user_id: member.0.user.id.to_string(),
+        user_id: member.0.user().id.to_string(),
         client_id: member.0.client_id().to_string(),
         session: member.0.id,
     });
