@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use futures_util::FutureExt;
 use metrics::{Counter, Gauge, Histogram, SharedString, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use parking_lot::Mutex;
@@ -26,6 +27,10 @@ pub(crate) struct Metrics {
     ack_timeouts: AtomicU64,
     ack_retries: AtomicU64,
     measures_failures: Arc<AtomicBool>,
+    /// Whether the settings that were read last were refused.
+    is_rejected: AtomicBool,
+    /// The process as a whole.
+    process: metrics_process::Collector,
     /// Held by whoever brings the figures up to date and writes them down: two at a time would mix their moments.
     scrape: Mutex<()>,
 }
@@ -106,8 +111,19 @@ impl Metrics {
         });
         let (ack_timeouts, ack_retries) = (AtomicU64::new(0), AtomicU64::new(0));
         let measures_failures = Arc::new(AtomicBool::new(true));
-        let scrape = Mutex::new(());
-        Ok(Self { recorder, handle, instruments, ack_timeouts, ack_retries, measures_failures, scrape })
+        let process = metrics_process::Collector::default();
+        metrics::with_local_recorder(&*recorder, || process.describe());
+        Ok(Self {
+            recorder,
+            handle,
+            instruments,
+            ack_timeouts,
+            ack_retries,
+            measures_failures,
+            is_rejected: AtomicBool::new(false),
+            process,
+            scrape: Mutex::new(()),
+        })
     }
 
     pub(crate) fn disconnected(&self, reason: DisconnectReason) {
@@ -199,6 +215,7 @@ impl Metrics {
 
     /// What came of a reload.
     pub(crate) fn reloaded(&self, result: &'static str) {
+        self.is_rejected.store(result == "rejected", Relaxed);
         if let Some((_, counter)) = self.instruments.reloads.iter().find(|(name, _)| *name == result) {
             counter.increment(1);
         }
@@ -241,6 +258,8 @@ fn collect(core: &Core) {
     for (policy, times) in stats.slow_consumers() {
         metrics::counter!("wsc_slow_consumers_total", "policy" => policy).absolute(times);
     }
+    let shed = stats.slow_consumers().into_iter().find(|(policy, _)| *policy == "shed");
+    metrics::counter!("wsc_shed_connections_total").absolute(shed.map_or(0, |(_, times)| times));
     for (reason, times) in stats.handshake_failures() {
         metrics::counter!("wsc_handshake_failures_total", "reason" => reason).absolute(times);
     }
@@ -270,12 +289,36 @@ fn collect(core: &Core) {
         set(&metrics::gauge!("wsc_webhook_dead"), stats.dead);
         metrics::counter!("wsc_webhook_events_dropped_total").absolute(stats.events_dropped);
     }
+    collect_bounds(core);
     let (attempts, successes) = core.retries.counts();
     metrics::counter!("wsc_retry_attempts_total").absolute(attempts);
     metrics::counter!("wsc_retry_success_total").absolute(successes);
     if core.settings().failure_handlers.enable_metrics {
         collect_failures(&core.failed.totals(&tally), &core.node_id);
     }
+}
+
+/// How the node stands to its limits and its surroundings, for alerts.
+fn collect_bounds(core: &Core) {
+    let settings = core.settings();
+    metrics::gauge!("wsc_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    set(&metrics::gauge!("wsc_draining"), core.leaving.is_cancelled().into());
+    set(&metrics::gauge!("wsc_connections_limit"), settings.max_connections);
+    set(&metrics::gauge!("wsc_queue_bytes_limit"), settings.queue.total_bytes.as_u64());
+    let is_applied = !core.metrics.is_rejected.load(Relaxed);
+    set(&metrics::gauge!("wsc_config_last_reload_successful"), is_applied.into());
+    if let Some(keeper) = core.mail.keeper() {
+        set(&metrics::gauge!("wsc_storage_up"), keeper.is_healthy().into());
+        set(&metrics::gauge!("wsc_storage_bytes_limit"), settings.storage.max_bytes.as_u64());
+        // Stores on this machine know it at once; a scrape waits for no other.
+        if let Some(Ok(depth)) = keeper.store().total().now_or_never() {
+            set(&metrics::gauge!("wsc_storage_bytes"), depth.bytes);
+        }
+    }
+    metrics::counter!("wsc_failures_dropped_total").absolute(core.failures.stats().not_handled());
+    let dropped = core.events.stats().iter().map(|event| event.drops).sum();
+    metrics::counter!("wsc_events_dropped_total").absolute(dropped);
+    core.metrics.process.collect();
 }
 
 /// Three families that divide the same failures in three ways, see [`FailureTotals`].
@@ -346,6 +389,17 @@ fn describe() {
     describe_gauge!("wsc_webhook_waiting_batches", "Batches of events that wait to be posted.");
     describe_gauge!("wsc_webhook_dead", "Batches of events that were given up and are kept.");
     describe_counter!("wsc_webhook_events_dropped_total", "Events that found no room on their way to a webhook.");
+    describe_gauge!("wsc_build_info", "1, with the version.");
+    describe_gauge!("wsc_draining", "1 while the hub shuts down.");
+    describe_gauge!("wsc_connections_limit", "Most connections (max_connections).");
+    describe_gauge!("wsc_queue_bytes_limit", Unit::Bytes, "Most bytes in outbound queues (queue.total_bytes).");
+    describe_gauge!("wsc_storage_up", "1 while the store takes messages.");
+    describe_gauge!("wsc_storage_bytes", Unit::Bytes, "Bytes of the messages that rest in the store.");
+    describe_gauge!("wsc_storage_bytes_limit", Unit::Bytes, "Most bytes in the store (storage.max_bytes).");
+    describe_gauge!("wsc_config_last_reload_successful", "0 while the settings that were read last are refused.");
+    describe_counter!("wsc_failures_dropped_total", "Failures for which no handler had time.");
+    describe_counter!("wsc_events_dropped_total", "Events that an observer was not told of.");
+    describe_counter!("wsc_shed_connections_total", "Connections that were closed because all queues were too large.");
     describe_counter!("wsc_tokens_revoked_total", "Revocations of a token or of all of a user's.");
     describe_counter!("wsc_config_reloads_total", "Times the settings were read again, by what came of it.");
     describe_counter!("wsc_callback_executions_total", "Runs of callbacks.");

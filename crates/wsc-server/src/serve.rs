@@ -35,7 +35,15 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
         report(&settings, &assembled.found);
         let again = source.clone();
         let load = move || config::reload(&again, profile.as_deref(), Strictness::Strict, config::environment());
-        let hub = assembled.builder.settings_source(load).reloadable(Arc::new(log)).start().await?;
+        let builder = assembled.builder.settings_source(load).reloadable(Arc::new(log));
+        #[cfg(feature = "otlp")]
+        let spans = crate::otlp::OtlpSpans::from_env(settings.node_id.as_str())?;
+        #[cfg(feature = "otlp")]
+        let builder = match &spans {
+            Some(spans) => builder.span_sink(Arc::clone(spans) as Arc<dyn wsc_hub::events::SpanSink>),
+            None => builder,
+        };
+        let hub = builder.start().await?;
         let address = hub.listen(settings.listen)?;
         let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
         greet(&settings, &source, address, internal);
@@ -53,6 +61,10 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
         tracing::info!("shutting down; a second signal ends at once");
         tokio::select! {
             () = hub.shutdown() => {
+                #[cfg(feature = "otlp")]
+                if let Some(spans) = &spans {
+                    spans.shutdown().await;
+                }
                 tracing::info!("bye");
                 Ok(())
             }
