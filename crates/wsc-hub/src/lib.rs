@@ -70,6 +70,8 @@
 //! # Cargo features
 //!
 //! - `embedded` (default): [`EmbeddedInbox`], the inbox in a file, and [`open_inbox`].
+//! - `jwt` (default): signed tokens, [`auth::JwtAuthenticator`], and [`jwt_config`].
+//! - `jwks` (default): their keys from the key set of an identity provider.
 
 pub use wsc_auth as auth;
 pub use wsc_cluster as cluster;
@@ -83,9 +85,13 @@ pub use wsc_transport as transport;
 
 #[cfg(feature = "embedded")]
 mod inbox;
+#[cfg(feature = "jwt")]
+mod keys;
 
 #[cfg(feature = "embedded")]
 pub use inbox::{OpenedInbox, open_inbox};
+#[cfg(feature = "jwt")]
+pub use keys::{KeyError, jwt_config};
 pub use wsc_config::Settings;
 pub use wsc_delivery::{SendAttempt, SendResult};
 pub use wsc_events::{CallbackId, CallbackManager, DebugInfo, EventBus, EventFilter, EventObserver};
