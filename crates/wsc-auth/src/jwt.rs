@@ -10,6 +10,7 @@ mod key;
 mod key_set;
 #[cfg(feature = "jwks")]
 mod key_source;
+mod problem;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ pub use authenticator::{JwtAuthenticator, PreparedKeys};
 pub use config::{JwtConfig, JwtKey};
 pub use error::JwtError;
 pub use issuer::{HmacAlgorithm, TokenClaims, TokenIssuer, UnknownAlgorithm};
+pub use problem::TokenProblem;
 pub use secrecy::{ExposeSecret, SecretString};
 
 /// Longest token in bytes. A longer one is invalid, and not even looked at.

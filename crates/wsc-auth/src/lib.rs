@@ -47,7 +47,7 @@ pub use identity::Identity;
 #[cfg(feature = "jwt")]
 pub use jwt::{
     ExposeSecret, HmacAlgorithm, JwtAuthenticator, JwtConfig, JwtError, JwtKey, MAX_TOKEN_LEN, PreparedKeys,
-    SecretString, TokenClaims, TokenIssuer, UnknownAlgorithm,
+    SecretString, TokenClaims, TokenIssuer, TokenProblem, UnknownAlgorithm,
 };
 pub use permissions::{InvalidPermission, Permission, Permissions, UnknownPermission};
 pub use revocation::{MAX_REVOCATIONS, MAX_TOKEN_ID_LEN, Revocation, Revocations, RevocationsFull};

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use jsonwebtoken::{Validation, decode, decode_header};
 
-use super::{JwtConfig, JwtError, JwtKey, MAX_TOKEN_LEN, claims::Claims, key::VerifyingKey};
+use super::{JwtConfig, JwtError, JwtKey, MAX_TOKEN_LEN, TokenProblem, claims::Claims, key::VerifyingKey};
 #[cfg(feature = "jwks")]
 use super::{key_set::KeySet, key_source::HttpSource};
 use crate::{AuthError, Authenticator, Identity};
@@ -58,13 +58,27 @@ impl JwtAuthenticator {
         prepared.0.start();
         self.current.store(prepared.0);
     }
+
+    /// The identity that `token` speaks for, or what is wrong with it in more detail than
+    /// [`authenticate`](Authenticator::authenticate) tells a client.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenProblem`] for a token that is not accepted.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is half done when the future is dropped; a fetch of the key set that it waits for goes on.
+    pub async fn check(&self, token: &str) -> Result<Identity, TokenProblem> {
+        let verifier = self.current.load_full();
+        verifier.identity(token, unix_ms).await
+    }
 }
 
 #[async_trait]
 impl Authenticator for JwtAuthenticator {
     async fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
-        let verifier = self.current.load_full();
-        verifier.identity(token, unix_ms).await
+        Ok(self.check(token).await?)
     }
 }
 
@@ -146,17 +160,17 @@ impl Verifier {
     }
 
     #[cfg_attr(not(feature = "jwks"), expect(clippy::unused_async, reason = "only a key set is waited for"))]
-    pub(super) async fn identity(&self, token: &str, now_ms: fn() -> u64) -> Result<Identity, AuthError> {
+    pub(super) async fn identity(&self, token: &str, now_ms: fn() -> u64) -> Result<Identity, TokenProblem> {
         if token.is_empty() {
-            return Err(AuthError::Missing);
+            return Err(TokenProblem::Missing);
         }
         if token.len() > MAX_TOKEN_LEN {
-            return Err(AuthError::Invalid);
+            return Err(TokenProblem::TooLong);
         }
-        let header = decode_header(token).map_err(|_| AuthError::Invalid)?;
+        let header = decode_header(token).map_err(|_| TokenProblem::Malformed)?;
         // It names extensions that must be understood, and none is.
         if header.crit.is_some() {
-            return Err(AuthError::Invalid);
+            return Err(TokenProblem::CriticalHeader);
         }
         match &self.keys {
             Keys::One(key) => self.read(token, key, now_ms()),
@@ -166,16 +180,16 @@ impl Verifier {
                 // One as a rule; while keys are exchanged also what was there under the same name.
                 let now_ms = now_ms();
                 let mut answers = keys.iter().map(|key| self.read(token, key, now_ms));
-                answers.find(|answer| *answer != Err(AuthError::Invalid)).unwrap_or(Err(AuthError::Invalid))
+                answers.find(|answer| *answer != Err(TokenProblem::Signature)).unwrap_or(Err(TokenProblem::Signature))
             }
         }
     }
 
-    fn read(&self, token: &str, key: &VerifyingKey, now_ms: u64) -> Result<Identity, AuthError> {
+    fn read(&self, token: &str, key: &VerifyingKey, now_ms: u64) -> Result<Identity, TokenProblem> {
         let mut validation = self.validation.clone();
         validation.algorithms = key.algorithms.to_vec();
         // The signature is checked before a claim is read.
-        let token = decode::<Claims>(token, &key.key, &validation).map_err(|_| AuthError::Invalid)?;
+        let token = decode::<Claims>(token, &key.key, &validation)?;
         token.claims.into_identity(now_ms, self.leeway)
     }
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 use wsc_protocol::{Id, UserType};
 
-use crate::{AuthError, Identity, MAX_TOKEN_ID_LEN, Permissions};
+use super::TokenProblem;
+use crate::{Identity, MAX_TOKEN_ID_LEN, Permissions};
 
 /// The claims that the hub reads (protocol §6). Others are ignored; one of these twice, or of another type, makes the
 /// token invalid. Issuer and audience are checked before.
@@ -18,34 +19,35 @@ pub(super) struct Claims {
     user_type: Option<String>,
     permissions: Option<Vec<String>>,
     jti: Option<String>,
-    exp: NumericDate,
+    exp: Option<NumericDate>,
     nbf: Option<NumericDate>,
     iat: Option<NumericDate>,
 }
 
 impl Claims {
     /// The identity of a token whose signature is good, at this moment (Unix milliseconds).
-    pub(super) fn into_identity(self, now_ms: u64, leeway: Duration) -> Result<Identity, AuthError> {
-        let user_id = self.user_id.or(self.sub).ok_or(AuthError::Invalid).and_then(id)?;
+    pub(super) fn into_identity(self, now_ms: u64, leeway: Duration) -> Result<Identity, TokenProblem> {
+        let user_id = self.user_id.or(self.sub).and_then(id).ok_or(TokenProblem::UserId)?;
         let user_type = match self.user_type {
-            Some(name) => name.parse().map_err(|_| AuthError::Invalid)?,
+            Some(name) => name.parse().map_err(|_| TokenProblem::UserType)?,
             None => UserType::default(),
         };
         let token_id = self.jti.filter(|id| !id.is_empty());
         if token_id.as_ref().is_some_and(|id| id.len() > MAX_TOKEN_ID_LEN) {
-            return Err(AuthError::Invalid);
+            return Err(TokenProblem::TokenId);
         }
+        let exp = self.exp.ok_or(TokenProblem::NoExpiry)?;
         let leeway_ms = u64::try_from(leeway.as_millis()).unwrap_or(u64::MAX);
         if self.nbf.is_some_and(|begin| begin.0 > now_ms.saturating_add(leeway_ms)) {
-            return Err(AuthError::Invalid);
+            return Err(TokenProblem::NotYet);
         }
         // Last: a client that renews a token which was never good would come back for ever.
-        if now_ms >= self.exp.0.saturating_add(leeway_ms) {
-            return Err(AuthError::Expired);
+        if now_ms >= exp.0.saturating_add(leeway_ms) {
+            return Err(TokenProblem::Expired);
         }
         let mut identity = Identity::new(user_id, Permissions::parse_known(self.permissions.unwrap_or_default()))
             .with_user_type(user_type)
-            .with_expires_at(self.exp.0 / 1000);
+            .with_expires_at(exp.0 / 1000);
         identity.username = self.username.map(Into::into);
         identity.token_id = token_id.map(Into::into);
         if let Some(issued) = self.iat {
@@ -56,13 +58,13 @@ impl Claims {
 }
 
 /// A user id, as text or as an integer. No float: whether 7.0 is the user 7 is not for the hub to guess.
-fn id(value: Value) -> Result<Id, AuthError> {
+fn id(value: Value) -> Option<Id> {
     let text = match value {
         Value::String(text) => text,
         Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string(),
-        _ => return Err(AuthError::Invalid),
+        _ => return None,
     };
-    Id::new(&text).map_err(|_| AuthError::Invalid)
+    Id::new(&text).ok()
 }
 
 /// A moment in Unix milliseconds; in a token in seconds, possibly with a fraction (RFC 7519 §2).

@@ -23,11 +23,10 @@ use tokio::{
 };
 
 use super::{
-    JwtError,
+    JwtError, TokenProblem,
     key::VerifyingKey,
     key_source::{FetchError, FetchedKeySet, KeySetSource, chain},
 };
-use crate::AuthError;
 
 /// How often the set is fetched, unless the provider wants it sooner.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5 * 60);
@@ -140,19 +139,18 @@ impl KeySet {
         &self,
         id: Option<&str>,
         algorithm: Algorithm,
-    ) -> Result<Vec<Arc<PublishedKey>>, AuthError> {
+    ) -> Result<Vec<Arc<PublishedKey>>, TokenProblem> {
         if !matches!(algorithm, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA) {
-            return Err(AuthError::Invalid);
+            return Err(TokenProblem::Algorithm);
         }
         if let Found::Unknown = self.shared.find(id, algorithm) {
             self.shared.refresh().await;
         }
         match self.shared.find(id, algorithm) {
             Found::Keys(keys) => Ok(keys),
-            Found::Nothing => Err(AuthError::Invalid),
             // The provider might have told us: let the client come back when it can be asked.
-            Found::Unknown if self.shared.is_stale() => Err(AuthError::Unavailable),
-            Found::Unknown => Err(AuthError::Invalid),
+            Found::Unknown if self.shared.is_stale() => Err(TokenProblem::Unavailable),
+            Found::Unknown | Found::Nothing => Err(TokenProblem::UnknownKey),
         }
     }
 }
