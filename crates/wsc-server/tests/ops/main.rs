@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "everything here is a test, its helpers too")]
 
+#[cfg(feature = "otlp")]
+mod collector;
 mod deployment;
 mod logs;
 mod metrics;
 mod proxies;
 mod settings;
 mod support;
+#[cfg(feature = "otlp")]
+mod traces;
