@@ -4,6 +4,7 @@
 
 #[cfg(feature = "otlp")]
 mod collector;
+mod deployed;
 mod deployment;
 mod logs;
 mod metrics;

@@ -76,7 +76,7 @@ fn names_are_found_in_expressions() {
 }
 
 /// Every expression in the alerts and in the dashboard, with where it stands.
-fn expressions() -> Vec<(String, String)> {
+pub(crate) fn expressions() -> Vec<(String, String)> {
     let mut expressions = Vec::new();
     for rule in rules() {
         let name = rule.get("alert").or(rule.get("record")).unwrap();

@@ -6,13 +6,13 @@ use std::{fs, net::SocketAddr, process::Stdio, time::Duration};
 
 use tempfile::TempDir;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::{Child, Command},
 };
 use wsc_hub::{Settings, config::parse_duration};
 use wsc_testkit::{Frame, Handshake, RawClient, ServerProcess, TlsIdentity, eventually};
 
-use crate::support::{BIN, read};
+use crate::support::{BIN, adapted, free_address, read};
 
 /// A proxy in front of a hub; it ends when this is dropped.
 struct Proxy {
@@ -24,17 +24,6 @@ struct Proxy {
     dir: TempDir,
 }
 
-/// Replaces each text that is there exactly once.
-#[track_caller]
-fn adapted(path: &str, replacements: &[(&str, &str)]) -> String {
-    let mut text = read(path);
-    for (from, to) in replacements {
-        assert!(text.contains(from), "docs/{path} has no {from}");
-        text = text.replace(from, to);
-    }
-    text
-}
-
 /// The address that a proxy has towards the hub. Clients come from 127.0.0.1, so the hub can tell whose address it got.
 const PROXY: &str = "127.0.0.2";
 
@@ -44,11 +33,6 @@ async fn hub(ip_connections: u32) -> ServerProcess {
         "wsc: {{listen: \"127.0.0.1:0\", trusted_proxies: [{PROXY}], limits: {{ip_connections: {ip_connections}}}}}\n"
     );
     ServerProcess::start(BIN, &settings).await
-}
-
-async fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("an address")
 }
 
 impl Proxy {

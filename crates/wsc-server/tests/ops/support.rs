@@ -2,12 +2,13 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Output, Stdio},
 };
 
 use serde_json::{Map, Value};
-use tokio::process::Command;
+use tokio::{net::TcpListener, process::Command};
 use wsc_hub::{
     Settings,
     config::{Format, Strictness, load_str},
@@ -51,6 +52,23 @@ fn json(yaml: &Yaml) -> Value {
         Yaml::Null => Value::Null,
         Yaml::Alias(_) | Yaml::BadValue => panic!("no plain YAML: {yaml:?}"),
     }
+}
+
+/// A text with these parts replaced, each of which is there.
+#[track_caller]
+pub(crate) fn adapted(path: &str, replacements: &[(&str, &str)]) -> String {
+    let mut text = read(path);
+    for (from, to) in replacements {
+        assert!(text.contains(from), "docs/{path} has no {from}");
+        text = text.replace(from, to);
+    }
+    text
+}
+
+/// A loopback address that is free at the moment.
+pub(crate) async fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    listener.local_addr().expect("an address")
 }
 
 /// Settings as the server would read them, with these variables.
