@@ -2,6 +2,7 @@
 
 mod drain;
 mod drain_messages;
+mod foreign;
 mod long;
 mod reload;
 mod reload_auth;
@@ -88,11 +89,11 @@ fn send_signal(server: &ServerProcess, signal: Signal) {
 
 /// The keys that have events posted to this receiver, to be joined with others.
 fn callbacks(receiver: &WebhookReceiver, more: &str) -> String {
+    let interval = if more.contains("batch_interval") { "" } else { ", batch_interval: 10ms" };
     let comma = if more.is_empty() { "" } else { ", " };
+    let url = receiver.url();
     format!(
-        "callbacks: {{enable_webhooks: true, webhook_url: \"{}\", allow_private_addresses: true, \
-         batch_interval: 10ms{comma}{more}}}",
-        receiver.url()
+        "callbacks: {{enable_webhooks: true, webhook_url: \"{url}\", allow_private_addresses: true{interval}{comma}{more}}}"
     )
 }
 
@@ -113,8 +114,7 @@ fn short(event: &Value) -> (String, String) {
     (text(&event["type"]), text(&event["data"]["user_id"]))
 }
 
-/// The first and the last index of each event's id among those that were posted, taken or not: whoever receives a batch
-/// again knows it by that.
+/// The ids of all events that were posted, taken or not: whoever receives one again knows it by that.
 fn ids(posts: &[Post]) -> Vec<String> {
     posts.iter().flat_map(Post::events).map(|event| event["id"].as_str().unwrap().to_owned()).collect()
 }

@@ -58,6 +58,18 @@ async fn a_new_key_takes_the_place_of_the_old_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_too_short_is_refused_and_not_told() {
+    let server = guarded(&format!("secret_key: {FIRST}")).await;
+    replace(&server.dir().join("settings.yaml"), &settings(&keys("secret_key: hunter2")));
+    let answer = server.http("POST", "/api/admin/config/reload", &[("X-API-Key", API_KEY)], Some(b"")).await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert!(answer.text().contains("secret_key") && !answer.text().contains("hunter2"), "{answer:?}");
+    assert_eq!(try_token(&server, &token(FIRST, json!({}))).await, 101);
+    assert_eq!(try_token(&server, &token("hunter2", json!({}))).await, 401);
+    assert!(!server.log().contains("hunter2"), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_file_that_changes_is_read_again_by_itself() {
     let launch = Launch {
         args: &["serve", "--config", "settings.yaml"],

@@ -8,19 +8,19 @@ use wsc_testkit::{Client, Frame, Ledger, RawClient, RawOptions, ServerProcess, W
 use super::{connect, push, reconfigure};
 use crate::support::{assert_refused, hub};
 
-async fn push_reliably(server: &ServerProcess, user: &str, content: Value) -> Value {
+pub(super) async fn push_reliably(server: &ServerProcess, user: &str, content: Value) -> Value {
     let body = json!({"content": content, "require_ack": true});
     let answer = server.post(&format!("/api/users/{user}/messages"), &body).await;
     assert_eq!(answer.status, 202, "{answer:?}");
     answer.json()
 }
 
-fn id(answer: &Value) -> String {
+pub(super) fn id(answer: &Value) -> String {
     answer["id"].as_str().unwrap_or_else(|| panic!("no id in {answer}")).to_owned()
 }
 
 /// Waits until the message has this outcome for its only recipient; gives the fate.
-async fn expect_outcome(server: &ServerProcess, id: &str, outcome: &str) -> Value {
+pub(super) async fn expect_outcome(server: &ServerProcess, id: &str, outcome: &str) -> Value {
     let start = Instant::now();
     loop {
         let answer = server.get(&format!("/api/messages/{id}")).await;
@@ -82,29 +82,6 @@ async fn the_window_of_a_replay() {
     assert_eq!(said["applied"], json!(["inbox.window_messages"]), "{said}");
     let first = push(&server, "carol", json!(0)).await;
     assert_eq!(first.status, 202);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn how_soon_what_rests_is_tried_again() {
-    let quick = "ack_timeout: 50ms, ack_retry_interval: 10ms, ack_max_retries: 0";
-    let server = hub(&format!("{quick}, inbox: {{retry_interval: 24h}}")).await;
-    let mut bob = connect(&server, "bob").await;
-    let first = id(&push_reliably(&server, "bob", json!(1)).await);
-    bob.expect_reliable("user_message").await;
-    expect_outcome(&server, &first, "stored").await;
-    bob.expect_quiet().await;
-    reconfigure(&server, &format!("{quick}, inbox: {{retry_interval: 100ms}}")).await;
-    let second = id(&push_reliably(&server, "bob", json!(2)).await);
-    // What comes to rest from now on is tried again soon.
-    let mut seen = 0;
-    while seen < 2 {
-        let delivery = bob.expect_reliable("user_message").await;
-        if delivery["id"] == second.as_str() {
-            seen += 1;
-        }
-    }
-    bob.ack(&[&first, &second]).await;
-    expect_outcome(&server, &second, "acked").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,9 +203,12 @@ async fn rooms_and_who_may_be_in_them() {
     let mut bob = connect(&server, "bob").await;
     let join = |room: &str| json!({"message_type": "join_room", "data": {"room_id": room}});
     alice.join("r1").await;
-    reconfigure(&server, "rooms: {auto_create: false, max_clients: 1}").await;
+    reconfigure(&server, "rooms: {auto_create: false}").await;
     alice.request_error(join("r2"), 3000).await;
-    bob.request_error(join("r1"), 3002).await;
+    reconfigure(&server, "rooms: {max_clients: 1}").await;
+    alice.join("small").await;
+    bob.request_error(join("small"), 3002).await;
+    alice.leave("small").await;
     reconfigure(&server, "rooms: {max_clients: 2, max_rooms: 1}").await;
     bob.join("r1").await;
     let refused = bob.request(join("r2")).await;
@@ -272,21 +252,20 @@ async fn retries_and_the_log_of_failures() {
     assert_eq!(config["retryable_errors"], json!(["timeout"]), "{config}");
 
     // A failure is logged with its message's id, until that is switched off.
-    let fail = async |keys: &str| {
-        reconfigure(&server, keys).await;
-        let mut alice = connect(&server, "alice").await;
-        let missed = json!({"message_type": "direct_message", "data": {"target_id": "anon:nobody", "content": 1}});
-        let answer = alice.request(missed).await;
-        assert_eq!(answer["message_type"], "error", "{answer}");
-        answer["data"]["details"]["id"].clone()
+    let _bob = connect(&server, "bob").await;
+    let fail = async |logging: bool| {
+        let failures = format!("failure_handlers: {{enable_logging: {logging}}}");
+        let acks = "ack_timeout: 20ms, ack_max_retries: 0, enable_offline_ack: false";
+        reconfigure(&server, &format!("{failures}, {acks}")).await;
+        let sent = id(&push_reliably(&server, "bob", json!(1)).await);
+        expect_outcome(&server, &sent, "failed").await;
+        sent
     };
-    let quiet = fail("failure_handlers: {enable_logging: false}").await;
-    let loud = fail("failure_handlers: {enable_logging: true}").await;
-    let (Some(quiet), Some(loud)) = (quiet.as_str(), loud.as_str()) else { return };
+    let (quiet, loud) = (fail(false).await, fail(true).await);
     eventually("the second failure is logged", async || {
         server.get("/health/live").await;
-        server.log().contains(loud).then_some(())
+        server.log().contains(&loud).then_some(())
     })
     .await;
-    assert!(!server.log().contains(quiet), "{quiet} is logged");
+    assert!(!server.log().contains(&quiet), "{quiet} is logged");
 }

@@ -277,7 +277,11 @@ async fn requests_are_counted_and_timed() {
         have.then_some(())
     })
     .await;
-    let metrics = server.metrics().await;
+    let metrics = eventually("nothing waits", async || {
+        let metrics = server.metrics().await;
+        (metrics.sum("wsc_webhook_waiting_batches", &[]) == 0.0).then_some(metrics)
+    })
+    .await;
     assert!(metrics.sum("wsc_webhook_latency_seconds_count", &[]) >= 2.0);
     for name in ["wsc_webhook_events_dropped_total", "wsc_webhook_waiting_batches", "wsc_webhook_dead"] {
         assert!(metrics.has(name), "{name}");
