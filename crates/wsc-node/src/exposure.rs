@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, Uri, header, uri::Authority};
 use wsc_config::Settings;
 use wsc_transport::Peer;
 
@@ -40,11 +40,16 @@ fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
     };
     let Some(host) = host(headers) else { return false };
     let parse = |text: &str| {
-        let authority: http::uri::Authority = text.parse().ok()?;
+        let authority = parse_authority(text)?;
         let port = authority.port_u16().unwrap_or(default_port);
         Some((authority.host().to_ascii_lowercase(), port))
     };
     parse(authority).zip(parse(host)).is_some_and(|(a, b)| a == b)
+}
+
+/// A host and perhaps a port. Somebody's name before them (`user@host`) has no place in a header (RFC 9112 §3.2).
+fn parse_authority(text: &str) -> Option<Authority> {
+    text.parse().ok().filter(|_| !text.contains('@'))
 }
 
 fn host(headers: &HeaderMap) -> Option<&str> {
@@ -62,11 +67,14 @@ pub(crate) fn check_host(headers: &HeaderMap, uri: &Uri, settings: &Settings) ->
     if second.is_some() {
         return Err("more than one Host");
     }
-    let authority = match first {
-        Some(host) => host.to_str().map_err(|_| "Host is not readable")?,
-        None => uri.authority().map(http::uri::Authority::as_str).ok_or("Host is missing")?,
+    let host = first.map(|host| host.to_str().map_err(|_| "Host is not readable")).transpose()?;
+    // What the request line names counts (RFC 9112 §3.2.2); a header that says something else is up to no good.
+    let authority = match (uri.authority().map(Authority::as_str), host) {
+        (Some(target), Some(host)) if !target.eq_ignore_ascii_case(host) => return Err("two hosts are asked for"),
+        (Some(authority), _) | (None, Some(authority)) => authority,
+        (None, None) => return Err("Host is missing"),
     };
-    let name = authority.parse::<http::uri::Authority>().map_err(|_| "Host is not valid")?;
+    let name = parse_authority(authority).ok_or("Host is not valid")?;
     let name = name.host().trim_matches(['[', ']']);
     let is_loopback =
         name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
@@ -167,7 +175,9 @@ mod tests {
         for good in ["localhost", "localhost:8080", "127.0.0.1:1", "127.9.9.9", "[::1]:8080", "hub.internal:8080"] {
             assert!(check(good, &settings), "{good}");
         }
-        for bad in ["evil.example", "localhost.evil.example", "10.0.0.1", "", "user@localhost@x"] {
+        for bad in
+            ["evil.example@localhost", "evil.example", "localhost.evil.example", "10.0.0.1", "", "user@localhost@x"]
+        {
             assert!(!check(bad, &settings), "{bad}");
         }
         settings.listen = "0.0.0.0:80".parse().unwrap();

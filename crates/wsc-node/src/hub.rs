@@ -286,7 +286,7 @@ impl Hub {
     /// 3001 where it exists, 3005 where there are too many, 1001 where the id breaks the rules.
     pub fn create_room(&self, room_id: &str, options: RoomOptions) -> Result<RoomInfo, ErrorReply> {
         check_id("room_id", room_id)?;
-        self.core().create_room(room_id, options).map(|room| RoomInfo::from(&*room))
+        self.core().create_room(room_id, options).map(|room| RoomInfo::new(&room, &self.settings()))
     }
 
     /// Deletes a room and tells its members.
@@ -300,7 +300,8 @@ impl Hub {
 
     /// All rooms, by id.
     pub fn rooms(&self) -> Vec<RoomInfo> {
-        self.core().rooms.list().iter().map(|room| RoomInfo::from(&**room)).collect()
+        let settings = self.settings();
+        self.core().rooms.list().iter().map(|room| RoomInfo::new(room, &settings)).collect()
     }
 
     /// Puts every connection of a user into a room. Returns how many joined.

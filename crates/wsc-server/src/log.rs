@@ -1,35 +1,70 @@
 //! Where the log goes: standard error, as text or JSON.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use parking_lot::Mutex;
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Registry,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::{self, Format, Full, Json, Writer},
+    },
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    reload,
+    util::SubscriberInitExt,
+};
 use wsc_hub::{
     Apply, Reloadable, Settings,
     config::{LogFormat, LogSettings},
 };
 
-type Output = Box<dyn Layer<Registry> + Send + Sync>;
-
 /// The process' log; it follows `log.*`.
 pub(crate) struct Log {
-    output: reload::Handle<Output, Registry>,
-    current: std::sync::Arc<Mutex<LogSettings>>,
+    filter: reload::Handle<EnvFilter, Registry>,
+    is_json: Arc<AtomicBool>,
+    current: Arc<Mutex<LogSettings>>,
 }
 
 /// Sets the log up for the whole process.
 pub(crate) fn init(settings: &LogSettings) -> Log {
-    let (layer, output) = reload::Layer::new(layer(settings));
-    tracing_subscriber::registry().with(layer).init();
-    Log { output, current: std::sync::Arc::new(Mutex::new(settings.clone())) }
+    let (level, filter) = reload::Layer::new(EnvFilter::new(settings.level.as_str()));
+    let is_json = Arc::new(AtomicBool::new(settings.format == LogFormat::Json));
+    let format = EitherFormat { is_json: Arc::clone(&is_json), text: format::format(), json: format::format().json() };
+    let output = tracing_subscriber::fmt::layer()
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .event_format(format);
+    tracing_subscriber::registry().with(level).with(output).init();
+    Log { filter, is_json, current: Arc::new(Mutex::new(settings.clone())) }
 }
 
-fn layer(settings: &LogSettings) -> Output {
-    let filter = EnvFilter::new(settings.level.as_str());
-    let layer = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
-    match settings.format {
-        LogFormat::Json => layer.json().with_filter(filter).boxed(),
-        _ => layer.with_filter(filter).boxed(),
+/// Text or JSON, whichever is wanted at the moment.
+struct EitherFormat {
+    is_json: Arc<AtomicBool>,
+    text: Format<Full>,
+    json: Format<Json>,
+}
+
+impl<S, N> FormatEvent<S, N> for EitherFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        if self.is_json.load(Relaxed) {
+            self.json.format_event(context, out, event)
+        } else {
+            self.text.format_event(context, out, event)
+        }
     }
 }
 
@@ -39,10 +74,12 @@ impl Reloadable for Log {
         if *self.current.lock() == new.log {
             return Ok(None);
         }
-        let (output, current, new) = (self.output.clone(), std::sync::Arc::clone(&self.current), new.log.clone());
+        let (filter, is_json, current) = (self.filter.clone(), Arc::clone(&self.is_json), Arc::clone(&self.current));
+        let new = new.log.clone();
         Ok(Some(Box::new(move || {
             // It fails only where the subscriber is gone, and with it everybody who logs.
-            let _ = output.reload(layer(&new));
+            let _ = filter.reload(EnvFilter::new(new.level.as_str()));
+            is_json.store(new.format == LogFormat::Json, Relaxed);
             *current.lock() = new;
         })))
     }

@@ -63,7 +63,8 @@ pub(crate) async fn list_rooms(
     let rooms = via.core.rooms.list();
     let start = after.map_or(0, |after| rooms.partition_point(|room| room.id.as_str() <= after.as_str()));
     let part = &rooms[start..(start + limit).min(rooms.len())];
-    let infos: Vec<_> = part.iter().map(|room| RoomInfo::from(&**room)).collect();
+    let settings = via.core.settings();
+    let infos: Vec<_> = part.iter().map(|room| RoomInfo::new(room, &settings)).collect();
     let mut response = reply::ok(&infos);
     let headers = response.headers_mut();
     headers.insert("x-total-count", HeaderValue::from(rooms.len()));
