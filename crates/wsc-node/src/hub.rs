@@ -12,6 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::{net::TcpListener, sync::oneshot, time::Instant};
 use uuid::Uuid;
+use wsc_auth::Revocation;
 use wsc_config::Settings;
 use wsc_delivery::SendResult;
 use wsc_events::{ConnectionEvent, EventBus};
@@ -326,6 +327,20 @@ impl Hub {
     /// Closes every connection of a user with 3503, after a `kick_out` notice where `notify`. Returns how many.
     pub fn disconnect_user(&self, user_id: &str, reason: &str, notify: bool) -> usize {
         self.core().kick_user(user_id, reason, notify)
+    }
+
+    /// Revokes a token, or all of a user's so far, for good: new connections with them are refused, open ones closed with
+    /// 3500. Returns how many were closed. It survives a restart where [`HubBuilder::records`] does.
+    ///
+    /// # Errors
+    ///
+    /// 1003 where the store does not work, 4003 where too many are revoked already; nothing is revoked then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not undo what was begun.
+    pub async fn revoke(&self, revocation: Revocation) -> Result<usize, ErrorReply> {
+        self.core().revoke(revocation).await
     }
 
     /// How many connections are open.
