@@ -153,9 +153,7 @@ impl Webhooks {
     ) -> Result<Self, WebhookStartError> {
         let target = config.map(Target::new).transpose()?.map(Arc::new);
         let config = target.as_ref().map(|target| &target.config);
-        if config.is_some_and(|config| config.signing_secrets.is_empty()) {
-            tracing::warn!("webhook requests are not signed: there is no signing secret");
-        }
+        warn_if_unsigned(config);
         let limits = config.map_or_else(|| (&WebhookConfig::new("")).into(), outbox::Limits::from);
         let outbox = Arc::new(Outbox::open(store, limits).await?);
         let hooks = Arc::new(hooks);
@@ -233,6 +231,7 @@ impl Webhooks {
             }
         };
         let config = target.as_ref().map(|target| &target.config);
+        warn_if_unsigned(config);
         inner.bus.set_filter(inner.subscription, config.map_or(EventFilter::NONE, |config| config.filter));
         if let Some(config) = config {
             inner.collector.configure(config);
@@ -390,6 +389,12 @@ impl Default for WebhookHooks {
 impl fmt::Debug for WebhookHooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebhookHooks").finish_non_exhaustive()
+    }
+}
+
+fn warn_if_unsigned(config: Option<&WebhookConfig>) {
+    if config.is_some_and(|config| config.signing_secrets.is_empty()) {
+        tracing::warn!("webhook requests are not signed: there is no signing secret");
     }
 }
 

@@ -121,8 +121,9 @@ mod tests {
         #[test]
         fn what_was_written_is_read(body: Vec<u8>) {
             let entry = entry(body);
-            prop_assert_eq!(About::decode(&entry.encode()).as_ref(), Some(&entry.about));
-            prop_assert_eq!(Entry::decode(entry.encode()), Some(entry));
+            let bytes = entry.encode();
+            prop_assert_eq!(About::decode(&bytes), Some(entry.about.clone()));
+            prop_assert_eq!(Entry::decode(bytes), Some(entry));
         }
 
         #[test]

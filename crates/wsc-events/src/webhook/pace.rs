@@ -83,10 +83,11 @@ impl Pace {
         self.not_before = Some(now + delay);
     }
 
-    /// The request failed, and its batch is not tried again.
-    pub(super) fn gave_up(&mut self, now: Instant) {
+    /// The request failed, and its batch is not tried again. `retry_after` holds for the next one.
+    pub(super) fn gave_up(&mut self, retry_after: Option<Duration>, now: Instant) {
         self.breaker.failed(now);
         self.proceed();
+        self.not_before = retry_after.map(|wish| now + wish);
     }
 
     /// Another batch is next; the backoff was the last one's. The breaker stays as it is.

@@ -155,6 +155,8 @@ impl Poster {
         log(&head, target, &tries, &result, latency);
 
         let now = Instant::now();
+        let wish = result.ok().and_then(|answer| answer.retry_after);
+        let wish = wish.and_then(|text| retry_after(&text, SystemTime::now()));
         match verdict {
             Verdict::Taken => {
                 self.pace.lock().answered();
@@ -165,12 +167,10 @@ impl Poster {
                 self.give_up(&head, tries).await
             }
             Verdict::Failed if tries.failed > target.config.retries => {
-                self.pace.lock().gave_up(now);
+                self.pace.lock().gave_up(wish, now);
                 self.give_up(&head, tries).await
             }
             Verdict::Away | Verdict::Failed => {
-                let wish = result.ok().and_then(|answer| answer.retry_after);
-                let wish = wish.and_then(|text| retry_after(&text, SystemTime::now()));
                 self.pace.lock().failed(wish, now);
                 self.outbox.put_back(head.key, tries).await;
                 false
