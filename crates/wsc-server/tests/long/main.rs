@@ -1,0 +1,20 @@
+//! What takes minutes: many thousand clients, the real binary, figures. `.ci/long` runs it.
+//!
+//! ```sh
+//! cargo test --release -p wsc-server --test long -- --ignored --nocapture --test-threads=1
+//! ```
+//!
+//! One test at a time: each wants the machine to itself. `WSC_LONG_PERCENT` makes all crowds smaller, to try a change.
+//!
+//! A process has 20,000 descriptors, so the crowds are in children, which are this test binary again (`child.rs`).
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "everything here is a test, its helpers too")]
+
+mod attempts;
+mod child;
+mod drain;
+mod fleet;
+mod pace;
+mod peer;
+mod storm;
+mod support;
