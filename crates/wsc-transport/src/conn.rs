@@ -702,7 +702,7 @@ const MAX_SLICES: usize = 32;
 
 /// After so many writes a connection turns to reading: who feeds its queue as fast as the peer empties it must not
 /// keep it from hearing the peer.
-const WRITES_PER_POLL: usize = 32;
+const WRITES_PER_POLL: usize = 8;
 
 /// Twelve days of ticks, which still compare as later.
 const FAR_FUTURE: u32 = u32::MAX / 4;
