@@ -45,8 +45,8 @@ pub enum JwtError {
     /// An elliptic curve other than P-256, or a point that is not on it.
     #[error("the EC key is not of the curve P-256")]
     NotP256,
-    /// An RSA key whose numbers cannot be those of a key.
-    #[error("the RSA key is damaged")]
+    /// An RSA key whose numbers cannot be those of a key, or a private one that is too short to be read at all.
+    #[error("the RSA key is damaged, or has less than 2048 bits")]
     DamagedRsa,
     /// An Ed25519 key that is not one.
     #[error("the Ed25519 key is damaged")]

@@ -61,6 +61,11 @@ impl VerifyingKey {
         if !(2048..=8192).contains(&bits) {
             return Err(JwtError::RsaSize { bits });
         }
+        // The library reads any exponent. With 1 everything is its own signature; even ones are none.
+        let is_odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
+        if !is_odd(n) || !is_odd(e) || e == [1] || e.len() > LONGEST_EXPONENT {
+            return Err(JwtError::DamagedRsa);
+        }
         RsaPublicKeyComponents { n, e }
             .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
             .map_err(|_| JwtError::DamagedRsa)?;
@@ -115,6 +120,9 @@ fn without_zeros(number: &[u8]) -> &[u8] {
     let zeros = number.iter().take_while(|&&byte| byte == 0).count();
     &number[zeros..]
 }
+
+/// Longest public exponent of an RSA key in bytes. Everybody uses 65537; a long one costs time at each token.
+const LONGEST_EXPONENT: usize = 4;
 
 const PEM_BEGIN: &str = "-----BEGIN ";
 

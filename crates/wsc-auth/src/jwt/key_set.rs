@@ -333,3 +333,6 @@ fn published_key(json: Value) -> Option<PublishedKey> {
 fn base64url(text: &str) -> Option<Vec<u8>> {
     BASE64_URL_SAFE_NO_PAD.decode(text).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,3 +138,6 @@ fn max_age(response: &Response) -> Option<Duration> {
         .find_map(|(_, seconds)| seconds.trim_matches('"').parse().ok())
         .map(Duration::from_secs)
 }
+
+#[cfg(test)]
+mod tests;
