@@ -35,6 +35,7 @@
 //! # Cargo features
 //!
 //! - `webhook`: `Webhooks` posts events to a URL, signed and in order, and keeps them in an outbox until they were taken.
+//! - `webhook-client`: `HttpWebhookClient`, which carries them over the network.
 
 mod bus;
 mod filter;
@@ -57,9 +58,11 @@ pub use ring::{ConnectionEvent, EventRing, EventRingConfig, RingEntry, TooManyTr
 pub use span::{Span, SpanSink};
 pub use stats::{EventStats, ObserverRun, SubscriptionStats};
 pub use subscriber::SubscriptionId;
+#[cfg(feature = "webhook-client")]
+pub use webhook::HttpWebhookClient;
 #[cfg(feature = "webhook")]
 pub use webhook::{
-    DeadLetter, DeadPage, HttpWebhookClient, InvalidWebhook, MemoryOutbox, OutboxChange, OutboxError, OutboxStore,
-    Shelf, TraceOf, WebhookAnswer, WebhookBreaker, WebhookClient, WebhookConfig, WebhookError, WebhookHooks,
-    WebhookOutcome, WebhookRequest, WebhookStartError, WebhookStats, Webhooks,
+    DeadLetter, DeadPage, InvalidWebhook, MemoryOutbox, OutboxChange, OutboxError, OutboxStore, Shelf, TraceOf,
+    WebhookAnswer, WebhookBreaker, WebhookClient, WebhookConfig, WebhookError, WebhookHooks, WebhookOutcome,
+    WebhookRequest, WebhookStartError, WebhookStats, Webhooks,
 };

@@ -5,6 +5,7 @@ mod client;
 mod collect;
 mod config;
 mod entry;
+#[cfg(feature = "webhook-client")]
 mod http;
 mod outbox;
 mod pace;
@@ -30,10 +31,11 @@ use tokio_util::{
 };
 use wsc_protocol::{Event, TraceContext};
 
+#[cfg(feature = "webhook-client")]
+pub use self::http::HttpWebhookClient;
 pub use self::{
     client::{WebhookAnswer, WebhookClient, WebhookError, WebhookRequest},
     config::{InvalidWebhook, WebhookConfig},
-    http::HttpWebhookClient,
     outbox::{DeadLetter, DeadPage},
     pace::WebhookBreaker,
     store::{MemoryOutbox, OutboxChange, OutboxError, OutboxStore, Shelf},

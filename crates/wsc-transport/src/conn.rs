@@ -595,6 +595,15 @@ impl Conn {
         self.last_read.store(self.shared.now(), Relaxed);
     }
 
+    /// What it has been silent so far does not count.
+    pub(crate) fn pardon(&self) {
+        let (heard, now) = (self.last_read.load(Relaxed), self.shared.now());
+        if elapsed(heard, now) > 0 {
+            // Where it is heard of at this moment, that is just as good.
+            let _ = self.last_read.compare_exchange(heard, now, Relaxed, Relaxed);
+        }
+    }
+
     /// Nobody reads for a while: the peer cannot be called silent until [`heard`](Self::heard).
     pub(crate) fn stop_listening(&self) {
         self.last_read.store(self.shared.now().wrapping_add(FAR_FUTURE), Relaxed);

@@ -155,7 +155,17 @@ impl<S: Service> Transport<S> {
     /// Applies other settings to everything that happens from now on.
     pub fn reconfigure(&self, config: &TransportConfig) {
         let shared = &self.0.shared;
+        let patience = || shared.limits.ping_interval() + shared.limits.pong_timeout();
+        let before = patience();
         shared.limits.set(config);
+        if patience() < before {
+            // Who was silent for longer than is allowed now was not asked as often, either.
+            let mut start = 0;
+            while let Some(conns) = shared.conns.slice(start, SWEEP_SLICE) {
+                start += SWEEP_SLICE;
+                conns.iter().for_each(|conn| conn.pardon());
+            }
+        }
         // There may be too much for a budget that has become smaller.
         shared.budget.note(shared.stats.queue_bytes(), config.queue_total_bytes);
     }
