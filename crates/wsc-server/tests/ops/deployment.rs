@@ -1,9 +1,13 @@
 //! The systemd unit, the compose file and the Kubernetes manifests: they fit each other and the settings beside them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use wsc_hub::{Settings, config::parse_duration};
+use wsc_testkit::{Client, Launch, ServerProcess, eventually};
 
 use crate::{
     settings::assert_faces_the_internet,
@@ -68,6 +72,87 @@ mod systemd {
         run("systemd-analyze", &["security", "--offline=true", "--threshold=20", "--no-pager", path], "")
             .await
             .succeeded();
+    }
+
+    /// The groups of system calls that systemd knows, each with what is in it, groups in groups resolved.
+    async fn groups() -> BTreeMap<String, BTreeSet<String>> {
+        let listed = run("systemd-analyze", &["syscall-filter", "--no-pager"], "").await.succeeded();
+        let mut groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut group = String::new();
+        for line in String::from_utf8(listed.0.stdout).unwrap().lines() {
+            match line.trim() {
+                name if line.starts_with('@') => name.clone_into(&mut group),
+                "" => {}
+                comment if comment.starts_with('#') => {}
+                call => _ = groups.entry(group.clone()).or_default().insert(call.to_owned()),
+            }
+        }
+        while let Some((outer, inner)) = groups
+            .iter()
+            .find_map(|(name, calls)| Some((name.clone(), calls.iter().find(|call| call.starts_with('@'))?.clone())))
+        {
+            let resolved = groups.get(&inner).cloned().unwrap_or_default();
+            let calls = groups.get_mut(&outer).unwrap();
+            calls.remove(&inner);
+            calls.extend(resolved);
+        }
+        groups
+    }
+
+    /// What the unit forbids is nothing that a hub does which starts, stores, talks, reads its settings again and ends.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs strace and systemd-analyze"]
+    async fn a_hub_does_nothing_that_the_unit_forbids() {
+        let unit = unit();
+        let groups = groups().await;
+        let [allowed, forbidden] = unit["Service.SystemCallFilter"].as_slice() else { panic!("two lines") };
+        let mut allowed = groups[allowed].clone();
+        for group in forbidden.strip_prefix('~').expect("the second line forbids").split(' ') {
+            allowed.retain(|call| !groups[group].contains(call));
+        }
+
+        // Detached, so that the process that the test signals is the hub.
+        let launch = Launch {
+            args: &["-D", "-f", "-q", "-o", "calls", BIN, "serve", "--config", "settings.yaml"],
+            files: &[("settings.yaml", "wsc: {listen: \"127.0.0.1:0\"}\n")],
+            env: &[],
+        };
+        let mut server = ServerProcess::launch("strace", &launch).await;
+        let mut bob = Client::connect(&server.ws_url_as("bob")).await;
+        server.post("/api/users/bob/messages", &json!({"content": 1, "require_ack": true})).await;
+        let delivery = bob.expect_reliable("user_message").await;
+        bob.ack(&[delivery["id"].as_str().unwrap()]).await;
+        std::fs::write(server.dir().join("settings.yaml"), "wsc: {listen: \"127.0.0.1:0\", ack_timeout: 7s}\n")
+            .unwrap();
+        eventually("the settings are read again", async || {
+            let applied = [("result", "applied")];
+            (server.metrics().await.sum("wsc_config_reloads_total", &applied) > 0.0).then_some(())
+        })
+        .await;
+        bob.close().await;
+        assert_eq!(server.terminate().await, 0);
+
+        let trace = eventually("the trace is written to its end", async || {
+            tokio::task::yield_now().await;
+            let trace = std::fs::read_to_string(server.dir().join("calls")).unwrap();
+            trace.trim_end().ends_with("+++ exited with 0 +++").then_some(trace)
+        })
+        .await;
+        let calls: BTreeSet<_> = trace
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1)?.split_once('('))
+            .map(|(call, _)| call)
+            .filter(|call| call.starts_with(|c: char| c.is_ascii_lowercase()))
+            .collect();
+        assert!(calls.len() > 40, "{calls:?}");
+        let wrong: Vec<_> = calls.iter().filter(|call| !allowed.contains(**call)).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        // MemoryDenyWriteExecute and RestrictAddressFamilies.
+        assert!(!trace.contains("PROT_WRITE|PROT_EXEC"));
+        let families = trace.split("socket(").skip(1).filter_map(|rest| rest.split(',').next());
+        for family in families {
+            assert!(unit["Service.RestrictAddressFamilies"][0].split(' ').any(|allowed| allowed == family), "{family}");
+        }
     }
 }
 

@@ -79,7 +79,7 @@ fn names_are_found_in_expressions() {
 pub(crate) fn expressions() -> Vec<(String, String)> {
     let mut expressions = Vec::new();
     for rule in rules() {
-        let name = rule.get("alert").or(rule.get("record")).unwrap();
+        let name = rule.get("alert").or_else(|| rule.get("record")).unwrap();
         expressions.push((format!("rule {name}"), rule["expr"].as_str().unwrap().to_owned()));
     }
     let dashboard = dashboard();
