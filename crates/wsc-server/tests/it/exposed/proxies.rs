@@ -87,7 +87,7 @@ async fn a_proxy_that_says_nothing_is_the_client() {
     let (_, response) = from(&server, PROXY, &[]).await;
     assert_refused(&response, 429, 1005);
     // Nor does nonsense multiply the places.
-    for nonsense in ["", ",", "garbage", "1.2.3", "999.1.1.1", "203.0.113.1; DROP", "[::1", "\u{e9}"] {
+    for nonsense in ["", ",", "garbage", "1.2.3", "999.1.1.1", "203.0.113.1; DROP", "\u{e9}"] {
         let (_, response) = from(&server, PROXY, &[("X-Forwarded-For", nonsense)]).await;
         assert_eq!(response.status, 429, "{nonsense:?}: {response:?}");
     }

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use wsc_testkit::{Client, unix_now};
 
+use super::expiry::expect_expired;
 use super::{TALK, authenticate, connect, direct, enter, guarded, join, token, token_with};
-use crate::support::assert_closed;
 
 /// Milliseconds, or seconds as tokens have them.
 fn seconds(value: &Value) -> u64 {
@@ -24,8 +24,7 @@ async fn a_renewed_token_moves_the_end() {
     assert_eq!(reply["data"]["user_id"], "alice", "{reply}");
     assert_eq!(seconds(&reply["data"]["expires_at"]), later, "{reply}");
     // The end of the one shows that the time of both has come.
-    not_renewed.expect("token_expiring").await;
-    assert_closed(&not_renewed.expect_close().await, 3005);
+    expect_expired(&mut not_renewed).await;
     renewed.expect_quiet().await;
 }
 
@@ -35,8 +34,7 @@ async fn a_shorter_token_moves_the_end_as_well() {
     let mut client = enter(&server, "alice").await;
     let exp = unix_now() + 2;
     client.request_ok(authenticate(&token_with("alice", json!({"exp": exp}))), "authenticated").await;
-    client.expect("token_expiring").await;
-    assert_closed(&client.expect_close().await, 3005);
+    expect_expired(&mut client).await;
     assert!(unix_now() >= exp);
 }
 

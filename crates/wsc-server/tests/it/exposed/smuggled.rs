@@ -63,14 +63,9 @@ async fn no_two_readings_of_where_a_request_ends() {
         ("chunked by an odd letter", format!("{outer}Transfer-Encoding: chun\u{212a}ed\r\n\r\n0\r\n\r\n{inner}")),
         ("a chunk with a sign", format!("{outer}Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n{inner}")),
         (
-            "a chunk of too many digits",
-            format!("{outer}Transfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n{inner}", "0".repeat(40)),
-        ),
-        (
             "a chunk that overflows",
             format!("{outer}Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n\r\n{inner}"),
         ),
-        ("a bare line feed", format!("{outer}Transfer-Encoding: chunked\n\r\n0\r\n\r\n{inner}")),
         ("a header without a name", format!("{outer}: chunked\r\n\r\n{inner}")),
         ("a zero in a name", format!("{outer}Content-\0Length: 0\r\n\r\n{inner}")),
         (
@@ -142,13 +137,12 @@ async fn a_request_has_one_host() {
         assert!(matches!(statuses(&answer)[..], ["400" | "403"]), "{what}, socket: {answer}");
     }
     // An absolute target is the host (RFC 9112, 3.2.2): what the header says does not help.
-    for head in [
-        "GET http://evil.example/api/stats HTTP/1.1\r\nHost: localhost",
-        "GET http://evil.example/ws HTTP/1.1\r\nHost: localhost",
-    ] {
-        let answer = exchange(&server, format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).await;
-        assert!(!statuses(&answer).contains(&"200") || !answer.contains("client_count"), "{head}: {answer}");
-    }
+    let turned = "GET http://evil.example/api/stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answer = exchange(&server, turned.as_bytes()).await;
+    assert!(matches!(statuses(&answer)[..], ["400" | "403"]), "{answer}");
+    let own = "GET http://localhost/api/stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answer = exchange(&server, own.as_bytes()).await;
+    assert_eq!(statuses(&answer), ["200"], "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
