@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use wsc_testkit::{Client, Handshake, RawClient, RawOptions, ServerProcess, eventually, try_http};
+use wsc_testkit::{
+    Client, Handshake, Metrics, RawClient, RawOptions, ServerProcess, TlsIdentity, eventually, try_http,
+};
 
 use super::{connect, push, reconfigure, send_signal};
 use crate::support::{assert_closed, expect_clients, hub, upgrade};
+use crate::tls::hub_with_tls;
 
 /// Waits until the hub says that it is not ready for more.
 async fn expect_not_ready(server: &ServerProcess) {
@@ -292,4 +295,59 @@ async fn nobody_there_is_quickly_done() {
     let start = Instant::now();
     assert_eq!(server.terminate().await, 0);
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn to_have_the_settings_read_again_does_not_end_a_drain() {
+    let mut server = hub("drain: {delay: 1s}").await;
+    let mut alice = connect(&server, "alice").await;
+    server.signal_terminate();
+    expect_not_ready(&server).await;
+    for _ in 0..3 {
+        send_signal(&server, Signal::HUP);
+        assert_eq!(push(&server, "alice", json!(1)).await.status, 202);
+        alice.expect("user_message").await;
+    }
+    assert_sent_away(&alice.expect_close().await);
+    assert_eq!(server.wait().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_behind_tls_are_sent_away_as_all_others() {
+    let identity = TlsIdentity::new();
+    let mut server = hub_with_tls(&identity).await;
+    let mut client = RawClient::tls(server.addr(), &identity).await;
+    let answer = client.handshake(&Handshake::new(server.addr(), "/ws?user_id=alice")).await;
+    assert_eq!(answer.status, 101, "{answer:?}");
+    client.expect("connected").await;
+    server.signal_terminate();
+    let closed = loop {
+        if let Some((code, reason)) = client.read_frame().await.close() {
+            break (code, serde_json::from_str(&reason).unwrap());
+        }
+    };
+    assert_sent_away(&closed);
+    drop(client);
+    assert_eq!(server.wait().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operators_listener_answers_to_the_end() {
+    let mut server = hub("http: {internal_listen: \"127.0.0.1:0\"}, drain: {rate: 1, deadline: 3s}").await;
+    let url = eventually("the address is printed", async || {
+        server.get("/health/live").await;
+        let line = "wsc: metrics and debug pages on ";
+        server.log().lines().find_map(|text| text.strip_prefix(line).map(str::to_owned))
+    })
+    .await;
+    let mut clients = Vec::new();
+    for n in 0..10 {
+        clients.push(connect(&server, &format!("user-{n}")).await);
+    }
+    server.signal_terminate();
+    assert_sent_away(&clients[0].expect_close().await);
+    let metrics = try_http("GET", &format!("{url}/metrics"), &[], None).await.expect("metrics of a hub that drains");
+    let connections = Metrics::parse(metrics.text()).sum("wsc_connections", &[]);
+    assert!((1.0..10.0).contains(&connections), "{connections}");
+    assert_eq!(server.wait().await, 0);
 }

@@ -193,3 +193,31 @@ async fn the_end_of_each_connection_is_told_once() {
     assert!(sessions.is_empty(), "{sessions:?}");
     assert!(receiver.events().iter().any(|event| event["type"] == "hub.stopped"), "{receiver}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_those_whom_the_deadline_cut_off_is_told_as_well() {
+    let receiver = WebhookReceiver::start().await;
+    let mut server =
+        hub_with_webhooks(&receiver, "event_filters: [client.disconnected]", "drain: {rate: 1, deadline: 1s}").await;
+    let mut clients = Vec::new();
+    for n in 0..30 {
+        clients.push(connect(&server, &format!("user-{n}")).await);
+    }
+    server.signal_terminate();
+    assert_eq!(server.wait().await, 0);
+    server.restart().await;
+    let told = receiver
+        .wait("all ends", |posts| {
+            let taken = posts.iter().filter(|post| post.is_taken());
+            let events: Vec<Value> = taken.flat_map(Post::events).collect();
+            let sessions: BTreeSet<String> = events.iter().map(|event| event["data"]["session"].to_string()).collect();
+            (sessions.len() >= 30).then_some(events)
+        })
+        .await;
+    assert!(told.iter().all(|event| event["data"]["reason"] == "server_shutdown"), "{told:?}");
+    // However it came, no client was left without word of it.
+    for client in &mut clients {
+        let (_, code) = client.read_to_end().await;
+        assert!(matches!(code, 3001 | 1006), "{code}");
+    }
+}

@@ -6,7 +6,8 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use wsc_testkit::{Client, Launch, ServerProcess, WebhookReceiver, eventually};
+use tokio::task::JoinSet;
+use wsc_testkit::{Client, Launch, ServerProcess, TlsIdentity, WebhookReceiver, eventually, http};
 
 use super::{
     callbacks, connect, expect_running, hub_with_webhooks, reconfigure, reload, reloads, replace, rewrite, running,
@@ -304,4 +305,36 @@ async fn many_writes_in_a_row_end_with_the_last() {
     let metrics = server.metrics().await;
     let read = |result: &str| metrics.sum("wsc_config_reloads_total", &[("result", result)]);
     assert!(read("applied") + read("rejected") < 100.0, "they are not collected: {}", read("applied"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_ask_at_once_end_with_what_the_file_says() {
+    let server = hub("ack_timeout: 7s").await;
+    let url = format!("{}/api/admin/config/reload", server.http_url());
+    let mut asking = JoinSet::new();
+    for n in 0..60 {
+        rewrite(&server, &format!("ack_timeout: {}ms, max_retries: {n}", 1000 + n));
+        let url = url.clone();
+        asking.spawn(async move { http("POST", &url, &[], Some(b"")).await.status });
+        if n % 10 == 0 {
+            send_signal(&server, Signal::HUP);
+        }
+    }
+    while let Some(status) = asking.join_next().await {
+        assert_eq!(status.unwrap(), 200);
+    }
+    expect_running(&server, "ack_timeout", &json!("1059ms")).await;
+    // Whole, whichever was the last.
+    assert_eq!(running(&server, "max_retries").await, 59);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn switching_tls_on_waits_for_a_restart() {
+    let server = hub("").await;
+    let identity = TlsIdentity::new();
+    std::fs::write(server.dir().join("cert.pem"), identity.cert_pem()).unwrap();
+    std::fs::write(server.dir().join("key.pem"), identity.key_pem()).unwrap();
+    reconfigure(&server, "tls: {cert: cert.pem, key: key.pem}").await;
+    assert_eq!(status(&server).await["pending_restart"], json!(["tls.cert", "tls.key"]));
+    connect(&server, "alice").await.expect_quiet().await;
 }

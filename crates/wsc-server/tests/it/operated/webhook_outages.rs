@@ -336,3 +336,58 @@ async fn what_waits_while_they_are_off_is_told_when_they_are_on_again() {
     assert_told(&receiver, "alice", 3);
     assert!(told(&receiver, "unseen").is_empty(), "{receiver}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_is_killed_again_and_again_tells_no_lies() {
+    let receiver = WebhookReceiver::start().await;
+    // Now and then it is not there, or does not take it.
+    let turn = std::sync::atomic::AtomicU32::new(0);
+    receiver.answer_with(move |_| match turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 7 {
+        2 => Answer::cut(),
+        5 => Answer::retry_after(503, "0"),
+        _ => Answer::status(200),
+    });
+    let filters = "event_filters: [client.connected, hub.started], batch_max: 3";
+    let mut server = hub_with_webhooks(&receiver, filters, "").await;
+    // What happened in each life of the hub, in order.
+    let mut lives: Vec<Vec<String>> = Vec::new();
+    for life in 0..5 {
+        let mut sessions = Vec::new();
+        for n in 0..(7 + 11 * life) % 30 + 5 {
+            let client = connect(&server, &format!("user-{}", n % 3)).await;
+            sessions.push(client.session().to_owned());
+            client.close().await;
+        }
+        lives.push(sessions);
+        server.kill().await;
+        server.restart().await;
+    }
+    visits(&server, "end", 1).await;
+    receiver
+        .wait_for_long(LONG, "the end", |posts| {
+            let mut events = posts.iter().filter(|post| post.is_taken()).flat_map(Post::events);
+            events.find(|event| is_about(event, "client.connected", "end"))
+        })
+        .await;
+    assert_same_duplicates(&receiver.posts());
+    let mut seen = BTreeSet::new();
+    let told: Vec<String> = receiver
+        .events()
+        .iter()
+        .filter(|event| event["type"] == "client.connected" && event["data"]["user_id"] != "end")
+        .map(|event| event["data"]["session"].as_str().unwrap().to_owned())
+        .filter(|session| seen.insert(session.clone()))
+        .collect();
+    // Only what had just happened when it was killed may be missing: nothing in the middle, and nothing out of order.
+    let mut rest = told.as_slice();
+    for (life, sessions) in lives.iter().enumerate() {
+        let count = rest.iter().take_while(|told| sessions.contains(told)).count();
+        let (of_life, after) = rest.split_at(count);
+        assert_eq!(of_life, &sessions[..count], "of life {life}");
+        rest = after;
+    }
+    assert!(rest.is_empty(), "out of order: {rest:?}");
+    let all: usize = lives.iter().map(Vec::len).sum();
+    println!("{} of {all} were told over five kills", told.len());
+    assert!(told.len() * 2 > all, "{} of {all}", told.len());
+}
