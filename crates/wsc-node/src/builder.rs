@@ -32,7 +32,7 @@ use crate::{
     mail::{Keeper, Mail},
     metrics::Metrics,
     presence::Presence,
-    reload::{Reloadable, Reloading},
+    reload::{Last, Reloadable, Reloading},
     retry::Retries,
     rooms::Rooms,
     service::NodeService,
@@ -200,7 +200,7 @@ impl HubBuilder {
             (Some(cert), Some(key)) => Some(TlsConfig::from_files(cert, key).map_err(StartError::Tls)?),
             _ => None,
         };
-        *reloading.files.lock().await = reloading.digest_files(&settings);
+        *reloading.last.lock().await = Last { settings: settings.clone(), files: reloading.digest_files(&settings) };
         let inbox = match (inbox, settings.storage.kind) {
             (Some(inbox), _) => Some(inbox),
             (None, StorageKind::None) => None,

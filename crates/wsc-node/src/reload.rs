@@ -83,11 +83,18 @@ pub enum ReloadError {
 pub(crate) struct Reloading {
     pub(crate) source: Option<LoadSettings>,
     pub(crate) parts: Vec<Arc<dyn Reloadable>>,
-    /// What the files that settings name held when they were applied last. One reload at a time.
-    pub(crate) files: tokio::sync::Mutex<FileDigests>,
+    /// What was applied last. One reload at a time.
+    pub(crate) last: tokio::sync::Mutex<Last>,
     /// So that a digest of a key says nothing about it outside of this process.
     hasher: RandomState,
     pending_restart: Mutex<Vec<&'static str>>,
+}
+
+/// The settings as they were read last, also what waits for a restart, and what the files held that they name.
+#[derive(Default)]
+pub(crate) struct Last {
+    pub(crate) settings: Settings,
+    pub(crate) files: FileDigests,
 }
 
 /// Of each of [`FILES`]; `None` where it is not set or cannot be read.
@@ -193,20 +200,21 @@ impl Hub {
 
     async fn switch_to(&self, new: Settings, is_dry_run: bool) -> Result<Reloaded, ReloadError> {
         let core = self.core();
-        let mut files = core.reloading.files.lock().await;
-        let prepared = core.prepare(new, *files).await?;
+        let mut last = core.reloading.last.lock().await;
+        let prepared = core.prepare(new.clone(), &last).await?;
         let reloaded = prepared.reloaded.clone();
         if is_dry_run || reloaded.is_unchanged {
             return Ok(reloaded);
         }
-        *files = prepared.files;
+        *last = Last { settings: new, files: prepared.files };
         self.inner().switch(prepared);
         Ok(reloaded)
     }
 }
 
 impl Core {
-    async fn prepare(&self, new: Settings, old_files: FileDigests) -> Result<Prepared, ReloadError> {
+    async fn prepare(&self, new: Settings, last: &Last) -> Result<Prepared, ReloadError> {
+        let is_same_text = new == last.settings;
         let (mut running, mut new) = ((*self.settings()).clone(), new);
         // What the program has made of its settings at the start is not for a file to change.
         let allow_insecure = running.auth.allow_insecure;
@@ -221,7 +229,7 @@ impl Core {
         let names = |keys: Vec<KeyPath>| keys.into_iter().map(KeyPath::as_str).collect::<Vec<_>>();
         let (mut applied, pending_restart) = (names(change.live), names(change.restart));
         let files = self.reloading.digest_files(&running);
-        let changed = FILES.iter().zip(files.iter().zip(&old_files)).filter(|(_, (new, old))| new != old);
+        let changed = FILES.iter().zip(files.iter().zip(&last.files)).filter(|(_, (new, old))| new != old);
         for ((name, _), _) in changed {
             if !applied.contains(name) {
                 applied.push(name);
@@ -237,8 +245,7 @@ impl Core {
         for part in &self.reloading.parts {
             parts.extend(part.prepare(&running).await.map_err(ReloadError::Part)?);
         }
-        let is_same = applied.is_empty() && parts.is_empty();
-        let is_unchanged = is_same && pending_restart == self.reloading.pending_restart();
+        let is_unchanged = is_same_text && applied.is_empty() && parts.is_empty();
         let reloaded = Reloaded { applied, pending_restart, is_unchanged };
         Ok(Prepared { running, reloaded, retries, files, tls, parts })
     }
