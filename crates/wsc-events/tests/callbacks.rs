@@ -315,7 +315,7 @@ async fn a_failed_callback_is_logged_with_event_duration_and_error() {
     let bus = EventBus::default();
     let callbacks = CallbackManager::new(bus.clone());
     callbacks.register_callback("hub.started", |_: &Event| Err::<(), _>("it broke")).unwrap();
-    callbacks.register_callback("hub.started", |_: &Event| panic!("it fell")).unwrap();
+    callbacks.register_callback("hub.started", |_: &Event| -> () { panic!("it fell") }).unwrap();
     callbacks.trigger_callback(Event::HubStarted { node_id: "n".to_owned() });
     bus.shutdown().await;
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
