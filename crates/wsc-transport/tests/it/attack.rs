@@ -1,6 +1,6 @@
 //! Clients that do their worst: each ends as the protocol says, and costs nobody else anything.
 
-use std::{io::Write as _, pin::pin, time::Duration};
+use std::{io::Write as _, time::Duration};
 
 use http::{Request, Response};
 use tokio::{
@@ -180,13 +180,13 @@ async fn little_that_would_become_much_is_refused() {
     hub.finish().await;
 }
 
-/// Empty messages cost the most for their size: with compression six bytes on the wire are a message.
+/// Empty messages cost the most for their size: the decompressor starts afresh for each.
 #[tokio::test]
 async fn nothing_compressed_many_times_does_not_keep_others_from_running() {
     const MESSAGES: u64 = 10_000;
     let hub = Hub::with(|c| c.compression_threshold = Some(100));
     let mut client = compressing(&hub);
-    client.write(&[client_frame(0xC2, &[0]), client_frame(0xC2, &[])].concat().repeat(MESSAGES as usize / 2)).await;
+    client.write(&client_frame(0xC2, &[0]).repeat(MESSAGES as usize)).await;
     assert_eq!(most_between_turns(&hub, MESSAGES, |hub| hub.stats().messages_in()).await, 64);
     hub.finish().await;
 }
@@ -247,9 +247,6 @@ async fn the_half_open_are_in_nobodys_way() {
     client.write(&text("let in")).await;
     assert_eq!(client.text().await, "let in");
     eventually("nobody else is", || hub.transport.connections() == 1).await;
-    let mut gone = pin!(hub.ended(1));
-    drop(client);
-    gone.as_mut().await;
-    drop(half);
+    drop((client, half));
     hub.finish().await;
 }
