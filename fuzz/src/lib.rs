@@ -8,6 +8,7 @@ pub mod frames;
 pub mod handshake;
 mod json;
 pub mod settings;
+pub mod tokens;
 
 #[cfg(test)]
 mod tests {
@@ -45,5 +46,10 @@ mod tests {
     #[test]
     fn handshake() {
         replay("handshake", crate::handshake::check);
+    }
+
+    #[test]
+    fn tokens() {
+        replay("tokens", crate::tokens::check);
     }
 }
