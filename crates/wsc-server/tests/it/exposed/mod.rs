@@ -10,6 +10,7 @@ mod limits;
 mod page;
 mod permissions;
 mod proxies;
+mod races;
 mod renewal;
 mod revocation;
 mod routes;

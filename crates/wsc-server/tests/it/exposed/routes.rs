@@ -267,3 +267,61 @@ async fn a_socket_of_an_operator_is_an_ordinary_one() {
     root.request_ok(text, "accepted").await;
     assert_eq!(alice.expect("room_message").await["data"]["sender_id"], "root-of-tests");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_header_and_no_spelling_leads_around_the_guard() {
+    let server = guarded("", "").await;
+    for (name, value) in [
+        ("X-HTTP-Method-Override", "GET"),
+        ("X-Original-URL", "/health"),
+        ("X-Rewrite-URL", "/health"),
+        ("X-Forwarded-Prefix", "/health"),
+        ("X-API-Key", ""),
+        ("Authorization", ""),
+        ("Authorization", "Bearer"),
+        ("Authorization", "Bearer "),
+        ("Authorization", "Bearer undefined"),
+        ("Cookie", "token=x"),
+        ("X-User-ID", "root"),
+        ("X-Real-IP", "127.0.0.1"),
+        ("X-Forwarded-For", "127.0.0.1"),
+    ] {
+        for path in ["/api/stats", "/metrics", "/debug/hub/status", "/health/failure-stats"] {
+            for method in ["GET", "HEAD"] {
+                let answer = server.http(method, path, &[(name, value)], None).await;
+                assert_eq!(answer.status, 401, "{method} {path} with {name}: {value:?}");
+            }
+        }
+    }
+    // A bad token first is not made good by a good one behind it, nor the other way round.
+    let (good, bad) = (format!("Bearer {}", admin()), "Bearer x");
+    for pair in [[good.as_str(), bad], [bad, good.as_str()]] {
+        let headers = pair.map(|value| ("Authorization", value));
+        let answer = server.http("GET", "/api/stats", &headers, None).await;
+        let expected: &[u16] = if pair[0] == bad { &[400, 401] } else { &[200, 400, 401] };
+        assert!(expected.contains(&answer.status), "{pair:?}: {answer:?}");
+    }
+    for path in [
+        "/api/stats/",
+        "//api/stats",
+        "/api//stats",
+        "/./api/stats",
+        "/x/../api/stats",
+        "/API/stats",
+        "/api/stats%20",
+        "/api%2fstats",
+        "/%61pi/stats",
+        "/api/stats;a=b",
+        "/api/stats%00",
+        "/health/../api/stats",
+        "/health/%2e%2e/api/stats",
+        "/metrics/",
+        "/%6detrics",
+        "/debug%2fhub%2fstatus",
+        "/debug/hub/status?x=/health",
+    ] {
+        let answer = server.get(path).await;
+        assert!(matches!(answer.status, 400 | 401 | 404), "{path}: {answer:?}");
+        assert!(!answer.text().contains("client_count"), "{path}: {answer:?}");
+    }
+}

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wsc_testkit::{Client, Frame, Handshake, RawClient, ServerProcess, WAIT, eventually};
+use wsc_testkit::{Client, Frame, Handshake, Launch, RawClient, ServerProcess, TlsIdentity, WAIT, eventually};
 
-use crate::support::{expect_clients, hub};
+use crate::support::{BIN, expect_clients, hub, settings};
 
 /// How long a quiet client waits for its answers: the 99th percentile of so many pings.
 async fn p99(client: &mut Client, pings: usize) -> Duration {
@@ -97,6 +97,46 @@ async fn connections_that_say_nothing_end_in_time() {
     raw.send_bytes(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert_eq!(raw.read_http_response().await.status, 200);
     raw.trickle(b"", Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_tls_handshakes_end_in_time() {
+    let identity = TlsIdentity::new();
+    let launch = Launch {
+        args: &["serve", "--config", "settings.yaml"],
+        files: &[
+            ("settings.yaml", &settings("handshake_timeout: 1s, tls: {cert: cert.pem, key: key.pem}")),
+            ("cert.pem", identity.cert_pem()),
+            ("key.pem", identity.key_pem()),
+        ],
+        env: &[],
+    };
+    let server = ServerProcess::launch(BIN, &launch).await;
+    // The head of a record that announces 16 kB of a handshake message as long, and then hardly any of it.
+    let mut hello = vec![0x16, 0x03, 0x01, 0x40, 0x00, 0x01, 0x00, 0x3f, 0xfc, 0x03, 0x03];
+    hello.resize(4000, 0);
+    let mut tasks = tokio::task::JoinSet::new();
+    for at_once in [0, 1, 5, 11] {
+        for _ in 0..10 {
+            let mut raw = RawClient::tcp(server.addr()).await;
+            let hello = hello.clone();
+            tasks.spawn(async move {
+                raw.send_bytes(&hello[..at_once]).await;
+                raw.trickle(&hello[at_once..], Duration::from_millis(20)).await
+            });
+        }
+    }
+    // Meanwhile somebody else comes in.
+    let mut alice = RawClient::tls(server.addr(), &identity).await;
+    let response = alice.handshake(&Handshake::new(server.addr(), "/ws?user_id=alice")).await;
+    assert_eq!(response.status, 101, "{response:?}");
+    alice.expect("connected").await;
+    while let Some(sent) = tasks.join_next().await {
+        assert!(sent.unwrap() < 3000, "they were listened to for ever");
+    }
+    // Nor does TLS without a request hold a place.
+    let mut silent = RawClient::tls(server.addr(), &identity).await;
+    silent.trickle(b"", Duration::ZERO).await;
 }
 
 /// An open connection, `connected` read.
@@ -194,4 +234,49 @@ async fn who_floods_does_not_keep_others_waiting() {
     assert!(slowest < 2 * TOLERATED, "a message took {slowest:?}");
     drop(flooding.await.unwrap());
     eventually("the flood is over", async || (crate::support::client_count(&server).await == 2).then_some(())).await;
+}
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_never_ends_is_no_sign_of_life() {
+    let server = hub("ping_interval: 1s, pong_timeout: 1s").await;
+    let frame = Frame::text("x".repeat(30_000)).encode();
+    unmoved_but_pinged(&server, 20, |raw| {
+        let frame = frame.clone();
+        async move {
+            let mut raw = opened(raw).await;
+            let sent = raw.trickle(&frame, Duration::from_millis(20)).await;
+            assert!(sent < frame.len(), "all was taken");
+        }
+    })
+    .await;
+    expect_clients(&server, 0).await;
+    let metrics = server.metrics().await;
+    assert!(metrics.sum("wsc_disconnections_total", &[("reason", "heartbeat_timeout")]) >= 20.0);
+}
+
+/// As [`unmoved`], but the victim goes on for as long as the attack does, so
+/// that it answers the server's pings, and leaves when that is over.
+async fn unmoved_but_pinged<F, A>(server: &ServerProcess, attackers: usize, attack: F)
+where
+    F: Fn(RawClient) -> A,
+    A: Future<Output = ()> + Send + 'static,
+{
+    let mut alice = Client::connect(&server.ws_url_as("alice")).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..attackers {
+        tasks.spawn(attack(RawClient::tcp(server.addr()).await));
+    }
+    let mut slowest = Duration::ZERO;
+    let mut answers = 0;
+    loop {
+        let start = Instant::now();
+        alice.expect_quiet().await;
+        slowest = slowest.max(start.elapsed());
+        answers += 1;
+        match tasks.try_join_next() {
+            Some(ended) => ended.unwrap(),
+            None if tasks.is_empty() => break,
+            None => {}
+        }
+    }
+    assert!(answers > attackers && slowest < 2 * TOLERATED, "{answers} answers, the slowest after {slowest:?}");
 }
