@@ -100,8 +100,10 @@ pub(crate) struct Last {
 /// Of each of [`FILES`]; `None` where it is not set or cannot be read.
 pub(crate) type FileDigests = [Option<u64>; FILES.len()];
 
+type PathOf = fn(&Settings) -> &Option<PathBuf>;
+
 /// Settings that name files whose content counts.
-const FILES: [(&str, fn(&Settings) -> &Option<PathBuf>); 4] = [
+const FILES: [(&str, PathOf); 4] = [
     ("auth.secret_key_file", |settings| &settings.auth.secret_key_file),
     ("auth.public_key_file", |settings| &settings.auth.public_key_file),
     ("tls.cert", |settings| &settings.tls.cert),
@@ -280,7 +282,7 @@ impl Core {
         let grant = Grant::anonymous(permissions.unwrap_or_else(|_| Permissions::none()));
         for session in self.users.all_sessions().iter().filter(|session| session.is_anonymous()) {
             if settings.auth.allow_anonymous {
-                self.renew(session, Arc::clone(&grant));
+                self.renew(session, &grant);
             } else {
                 let close = CloseReason::new(CloseCode::PERMISSION_WITHDRAWN, "a token is needed now");
                 self.close(session, &close, DisconnectReason::Permission);

@@ -165,7 +165,7 @@ impl Core {
         let user = Arc::clone(&session.user());
         let grant = Grant::of(identity);
         if user.id == identity.user_id {
-            self.renew(session, Arc::clone(&grant));
+            self.renew(session, &grant);
             announce(&grant);
         } else if session.is_anonymous() {
             self.change_user(session, &identity.user_id, &grant, announce)?;
@@ -177,11 +177,11 @@ impl Core {
     }
 
     /// From now on a connection may do this, until then.
-    pub(crate) fn renew(&self, session: &Arc<Session>, grant: Arc<Grant>) {
+    pub(crate) fn renew(&self, session: &Arc<Session>, grant: &Arc<Grant>) {
         let old = Arc::clone(&session.grant());
-        self.expiries.note(&grant);
+        self.expiries.note(grant);
         let user_type = grant.user_type;
-        session.renew(Arc::clone(&grant));
+        session.renew(Arc::clone(grant));
         if user_type != old.user_type {
             self.everyone.of(old.user_type, session.speaks_v1).leave(session.everyone_slot.load(Relaxed));
             let everyone = self.everyone.of(user_type, session.speaks_v1);
@@ -192,7 +192,7 @@ impl Core {
         let rooms = session.joined.lock().room_ids();
         for room_id in rooms {
             let may = |grant: &Grant| grant.permissions.allows_room(Permission::JoinRoom, &room_id);
-            if may(&old) && !may(&grant) {
+            if may(&old) && !may(grant) {
                 // It may have left meanwhile.
                 let _ = self.leave(session, &room_id, None, Some("permission withdrawn"));
             }
@@ -217,7 +217,7 @@ impl Core {
         let Attached { replaced, evicted, .. } =
             self.users.move_to(user_id, session, limit, || self.user_came(user_id));
         self.end_others(replaced.as_deref(), &evicted);
-        self.renew(session, Arc::clone(grant));
+        self.renew(session, grant);
         announce(grant);
         self.mail_connected(session, is_expected);
         Ok(())
