@@ -9,6 +9,7 @@ pub mod handshake;
 pub mod http_bodies;
 mod json;
 pub mod settings;
+pub mod tokens;
 
 #[cfg(test)]
 mod tests {
@@ -51,5 +52,10 @@ mod tests {
     #[test]
     fn http_bodies() {
         replay("http_bodies", crate::http_bodies::check);
+    }
+
+    #[test]
+    fn tokens() {
+        replay("tokens", crate::tokens::check);
     }
 }

@@ -21,6 +21,8 @@ pub struct Identity {
     /// When the token was made, in Unix seconds. Revoking a user ends its tokens made before that moment, and those
     /// that do not say.
     pub issued_at: Option<u64>,
+    /// The same moment in Unix milliseconds, for tokens that say it that exactly.
+    pub issued_at_ms: Option<u64>,
     /// The token's own id (`jti`), by which it can be revoked.
     pub token_id: Option<Box<str>>,
 }
@@ -35,6 +37,7 @@ impl Identity {
             permissions,
             expires_at: None,
             issued_at: None,
+            issued_at_ms: None,
             token_id: None,
         }
     }
@@ -50,6 +53,20 @@ impl Identity {
     #[must_use]
     pub fn with_expires_at(mut self, unix_seconds: u64) -> Self {
         self.expires_at = Some(unix_seconds);
+        self
+    }
+
+    /// Sets the moment when the token was made, in Unix seconds.
+    #[must_use]
+    pub fn with_issued_at(self, unix_seconds: u64) -> Self {
+        self.with_issued_at_ms(unix_seconds.saturating_mul(1000))
+    }
+
+    /// Sets the moment when the token was made, in Unix milliseconds.
+    #[must_use]
+    pub fn with_issued_at_ms(mut self, unix_milliseconds: u64) -> Self {
+        self.issued_at = Some(unix_milliseconds / 1000);
+        self.issued_at_ms = Some(unix_milliseconds);
         self
     }
 

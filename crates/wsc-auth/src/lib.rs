@@ -22,16 +22,33 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Signed tokens are checked by `JwtAuthenticator`, with a shared key, a public key or the key set of an identity
+//! provider, and made by `TokenIssuer`. [`Revocations`] are the tokens that are no longer honoured.
+//!
 //! # Cargo features
 //!
-//! None.
+//! | feature | |
+//! |---|---|
+//! | `jwt` | `JwtAuthenticator`, `TokenIssuer` |
+//! | `jwks` | with `jwt`: key sets over HTTP, kept fresh by a task (tokio, reqwest) |
+//!
+//! None is on by default.
 
 mod authenticator;
 mod identity;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod permissions;
+mod revocation;
 mod static_tokens;
 
 pub use authenticator::{AuthError, Authenticator};
 pub use identity::Identity;
+#[cfg(feature = "jwt")]
+pub use jwt::{
+    ExposeSecret, HmacAlgorithm, JwtAuthenticator, JwtConfig, JwtError, JwtKey, MAX_TOKEN_LEN, PreparedKeys,
+    SecretString, TokenClaims, TokenIssuer, TokenProblem, UnknownAlgorithm,
+};
 pub use permissions::{InvalidPermission, Permission, Permissions, UnknownPermission};
+pub use revocation::{MAX_REVOCATIONS, MAX_TOKEN_ID_LEN, Revocation, Revocations, RevocationsFull};
 pub use static_tokens::StaticTokens;

@@ -158,6 +158,12 @@ impl Permissions {
         Ok(Self(Arc::new(Grants { whole, narrowed: narrowed.into() })))
     }
 
+    /// Reads permissions and leaves out what is none: tokens of an identity provider carry scopes of other programs too.
+    pub fn parse_known<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Self {
+        let known = texts.into_iter().filter(|text| parse_one(text.as_ref()).is_ok());
+        Self::parse(known).unwrap_or_else(|_| Self::none())
+    }
+
     /// Whether `permission` is held for `resource`, written as patterns write it: a room id, or `@` and a user id
     /// for direct messages. `None` asks for no resource in particular, such as a list of all rooms: only who holds
     /// the permission for everything may.
@@ -405,6 +411,14 @@ mod tests {
             assert_eq!(error.text(), text);
             assert!(error.to_string().contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_no_permission_grants_nothing_and_spoils_nothing() {
+        let may =
+            Permissions::parse_known(["openid", "join:room", "send:message:a*b", "ADMIN:SYSTEM", "admin:system:x"]);
+        assert_eq!(may, parse(&["join:room"]));
+        assert_eq!(Permissions::parse_known(["openid"]), Permissions::none());
     }
 
     #[test]

@@ -96,6 +96,36 @@ impl EventBus {
         self.add(filter, Observer::Async(Box::new(observer)))
     }
 
+    /// As [`register`](Self::register), with room for `queue` waiting events instead of
+    /// [`EventBusConfig::queue`], at least 1: for an observer that is quick, and that should lose nothing in a burst.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a Tokio runtime: the observer's task is spawned here.
+    pub fn register_with_queue(
+        &self,
+        filter: EventFilter,
+        observer: impl EventObserver,
+        queue: usize,
+    ) -> SubscriptionId {
+        self.add_with_queue(filter, Observer::Async(Box::new(observer)), queue)
+    }
+
+    /// Has an observer told about the events of `filter` instead of those it asked for. False where it was not, or no
+    /// longer, registered.
+    ///
+    /// What waits in its queue still reaches it, also with [`EventFilter::NONE`]. An event that is published while this
+    /// runs is told by the old filter or by the new one, and never twice.
+    pub fn set_filter(&self, id: SubscriptionId, filter: EventFilter) -> bool {
+        let mut list = self.shared.list.write();
+        let Some(subscriber) = list.subscribers.iter_mut().find(|s| s.id == id) else {
+            return false;
+        };
+        subscriber.filter = filter;
+        self.shared.note_wanted(&list);
+        true
+    }
+
     /// Has a function called with the events of `filter` from now on, on a task of its own.
     ///
     /// It must not block: it has a thread of the runtime for as long as it runs. Work that waits is a case for
@@ -117,20 +147,18 @@ impl EventBus {
     }
 
     pub(crate) fn add(&self, filter: EventFilter, observer: Observer) -> SubscriptionId {
+        self.add_with_queue(filter, observer, self.shared.config.queue)
+    }
+
+    fn add_with_queue(&self, filter: EventFilter, observer: Observer, queue: usize) -> SubscriptionId {
         let shared = &*self.shared;
         let id = SubscriptionId(shared.next_id.fetch_add(1, Ordering::Relaxed));
         let mut list = shared.list.write();
         if list.is_closed {
             return id;
         }
-        let (subscriber, task) = Subscriber::new(
-            id,
-            filter,
-            observer,
-            shared.config.queue.max(1),
-            Arc::clone(&shared.meter),
-            shared.kill.clone(),
-        );
+        let (subscriber, task) =
+            Subscriber::new(id, filter, observer, queue.max(1), Arc::clone(&shared.meter), shared.kill.clone());
         shared.tasks.spawn(task);
         list.subscribers.push(subscriber);
         shared.note_wanted(&list);

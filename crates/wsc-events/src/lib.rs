@@ -34,7 +34,8 @@
 //!
 //! # Cargo features
 //!
-//! None.
+//! - `webhook`: `Webhooks` posts events to a URL, signed and in order, and keeps them in an outbox until they were taken.
+//! - `webhook-client`: `HttpWebhookClient`, which carries them over the network.
 
 mod bus;
 mod filter;
@@ -46,6 +47,9 @@ mod subscriber;
 mod callback;
 mod ring;
 
+#[cfg(feature = "webhook")]
+mod webhook;
+
 pub use bus::{EventBus, EventBusConfig, Shutdown};
 pub use callback::{CallbackDebug, CallbackId, CallbackManager, CallbackOutcome, DebugInfo, EventDebug, RunsDebug};
 pub use filter::{EventFilter, UnknownEvent};
@@ -54,3 +58,11 @@ pub use ring::{ConnectionEvent, EventRing, EventRingConfig, RingEntry, TooManyTr
 pub use span::{Span, SpanSink};
 pub use stats::{EventStats, ObserverRun, SubscriptionStats};
 pub use subscriber::SubscriptionId;
+#[cfg(feature = "webhook-client")]
+pub use webhook::HttpWebhookClient;
+#[cfg(feature = "webhook")]
+pub use webhook::{
+    DeadLetter, DeadPage, InvalidWebhook, MemoryOutbox, OutboxChange, OutboxError, OutboxStore, Shelf, TraceOf,
+    WebhookAnswer, WebhookBreaker, WebhookClient, WebhookConfig, WebhookError, WebhookHooks, WebhookOutcome,
+    WebhookRequest, WebhookStartError, WebhookStats, Webhooks,
+};

@@ -138,14 +138,14 @@ impl Worker {
             self.shared.errors.fetch_add(run.is_error.into(), Ordering::Relaxed);
             self.shared.nanos.fetch_add(nanos(run.duration), Ordering::Relaxed);
             self.meter.ran(run);
+            // The fields of go-wsc's callback records; the duration is in milliseconds.
+            let (event, duration) = (event_type.as_str(), run.duration.as_secs_f64() * 1e3);
             match outcome {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(event = event_type.as_str(), error, "an event observer failed");
-                }
+                Ok(Err(error)) => tracing::warn!(event, duration, error, "an event observer failed"),
                 Err(panic) => {
-                    let panic = panic_text(&*panic);
-                    tracing::error!(event = event_type.as_str(), panic, "an event observer panicked");
+                    let error = panic_text(&*panic);
+                    tracing::error!(event, duration, error, "an event observer panicked");
                 }
             }
         }

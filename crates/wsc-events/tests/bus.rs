@@ -279,3 +279,36 @@ async fn tasks_end_with_the_bus() {
     drop(bus);
     gone.notified().await;
 }
+
+#[tokio::test]
+async fn a_queue_may_be_of_another_size_than_the_others() {
+    let bus = small(1);
+    let (observer, permits, mut events) = gated();
+    let id = bus.register_with_queue(EventFilter::ALL, observer, 100);
+    (0..100).for_each(|n| bus.publish(room(n)));
+    assert_eq!(bus.subscriptions()[0].drops, 0);
+    permits.add_permits(100);
+    for n in 0..100 {
+        assert_eq!(events.recv().await, Some(n));
+    }
+    assert!(bus.unregister(id));
+}
+
+#[tokio::test]
+async fn an_observer_may_listen_to_something_else_and_keeps_what_waits() {
+    let bus = EventBus::default();
+    let (observer, permits, mut events) = gated();
+    let id = bus.register(EventType::RoomCreated.into(), observer);
+    (0..3).for_each(|n| bus.publish(room(n)));
+    assert!(bus.set_filter(id, EventFilter::NONE));
+    assert!(!bus.wants(EventType::RoomCreated));
+    (3..6).for_each(|n| bus.publish(room(n)));
+    assert!(bus.set_filter(id, EventFilter::ALL) && bus.wants(EventType::HubStarted));
+    bus.publish(room(6));
+    permits.add_permits(10);
+    for n in [0, 1, 2, 6] {
+        assert_eq!(events.recv().await, Some(n));
+    }
+    bus.unregister(id);
+    assert!(!bus.set_filter(id, EventFilter::ALL) && !bus.wants(EventType::HubStarted));
+}

@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -288,4 +288,45 @@ async fn callbacks_come_and_go_under_load_and_none_is_called_after_it_went() {
     assert!(!callbacks.bus().wants(EventType::UserOnline));
     // Their tasks are gone too.
     assert_eq!(callbacks.bus().shutdown().await, Shutdown::Drained);
+}
+
+/// Where the log goes.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_failed_callback_is_logged_with_event_duration_and_error() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+    // The tasks of the bus run on this thread, too.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let bus = EventBus::default();
+    let callbacks = CallbackManager::new(bus.clone());
+    callbacks.register_callback("hub.started", |_: &Event| Err::<(), _>("it broke")).unwrap();
+    callbacks.register_callback("hub.started", |_: &Event| -> () { panic!("it fell") }).unwrap();
+    callbacks.trigger_callback(Event::HubStarted { node_id: "n".to_owned() });
+    bus.shutdown().await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let records: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut errors = Vec::new();
+    for record in &records {
+        let fields = &record["fields"];
+        assert_eq!(fields["event"], "hub.started", "{record}");
+        assert!(fields["duration"].as_f64().is_some_and(|ms| (0.0..10_000.0).contains(&ms)), "{record}");
+        errors.push(fields["error"].as_str().unwrap());
+    }
+    errors.sort_unstable();
+    assert_eq!(errors, ["it broke", "it fell"]);
 }

@@ -69,7 +69,12 @@
 //!
 //! # Cargo features
 //!
-//! - `embedded` (default): [`EmbeddedInbox`], the inbox in a file, and [`open_inbox`].
+//! All but `jwt` alone are on by default; without them [`assemble`] refuses settings that ask for what is missing.
+//!
+//! - `embedded`: [`EmbeddedInbox`], the inbox in a file.
+//! - `jwt`: signed tokens, `auth.*`; `jwks`: and their keys from an identity provider, `auth.jwks_url`.
+//! - `webhook`: events are posted, `callbacks.*`.
+//! - `watch`: [`follow_settings`], settings that are applied when their file changes.
 
 pub use wsc_auth as auth;
 pub use wsc_cluster as cluster;
@@ -81,11 +86,21 @@ pub use wsc_protocol as protocol;
 pub use wsc_store as store;
 pub use wsc_transport as transport;
 
-#[cfg(feature = "embedded")]
-mod inbox;
+mod assemble;
+#[cfg(feature = "watch")]
+mod follow;
+#[cfg(feature = "jwt")]
+mod keys;
+mod storage;
 
-#[cfg(feature = "embedded")]
-pub use inbox::{OpenedInbox, open_inbox};
+pub use assemble::{AssembleError, Assembled, assemble};
+/// What the traits of this crate are implemented with.
+pub use async_trait::async_trait;
+#[cfg(feature = "watch")]
+pub use follow::follow_settings;
+#[cfg(feature = "jwt")]
+pub use keys::{KeyError, jwt_config};
+pub use storage::{Found, Storage, StorageError, open_storage};
 pub use wsc_config::Settings;
 pub use wsc_delivery::{SendAttempt, SendResult};
 pub use wsc_events::{CallbackId, CallbackManager, DebugInfo, EventBus, EventFilter, EventObserver};
@@ -94,8 +109,8 @@ pub use wsc_failure::{
     QueueFullHandler, SendFailureHandler, TimeoutHandler, UserOfflineHandler,
 };
 pub use wsc_node::{
-    Context, Hub, HubBuilder, ListenError, MessageFate, MessageHandler, PairFate, RoomInfo, RoomOptions, SendOptions,
-    SendReceipt, StartError,
+    Apply, Context, Hub, HubBuilder, ListenError, MessageFate, MessageHandler, PairFate, ReloadError, Reloadable,
+    Reloaded, RoomInfo, RoomOptions, SendOptions, SendReceipt, StartError,
 };
 pub use wsc_protocol::{
     CloseCode, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, HubMessage, Id, Outcome,

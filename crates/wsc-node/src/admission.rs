@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -14,16 +15,17 @@ use wsc_config::{Settings, UserPolicy};
 use wsc_protocol::{CloseCode, CloseReason, ErrorCode, ErrorReply, Id, UserType};
 use wsc_transport::{Admission, Peer};
 
-use crate::{api::error_response, core::Core, exposure, limits::AddressPlace, mail::made_up_user_id};
+use crate::{
+    api::error_response, core::Core, exposure, grant::Grant, hub::Hub, limits::AddressPlace, mail::made_up_user_id,
+    users::UserLimit,
+};
 
 /// An admitted connection that is not open yet. It holds a place among the hub's connections.
 pub(crate) struct Ticket {
     pub(crate) user_id: Id,
     pub(crate) client_id: Option<Box<str>>,
     pub(crate) device_id: Option<Box<str>>,
-    pub(crate) user_type: UserType,
-    pub(crate) permissions: Permissions,
-    pub(crate) expires_at: Option<u64>,
+    pub(crate) grant: Arc<Grant>,
     pub(crate) speaks_v1: bool,
     pub(crate) place: Place,
     /// Its address' place, where addresses have a limit.
@@ -121,6 +123,10 @@ impl Core {
         if self.is_draining() {
             return self.refuse("draining", ErrorCode::Full.into(), Some("the hub is shutting down"), Some(1));
         }
+        if self.is_pressed() {
+            let message = "too much waits to be sent to those who are connected";
+            return self.refuse("memory", ErrorCode::Full.into(), Some(message), Some(1));
+        }
         if let Err(retry_after) = self.admit_rate() {
             let seconds = retry_after.as_secs() + 1;
             return self.refuse("rate", ErrorCode::Full.into(), Some("too many handshakes a second"), Some(seconds));
@@ -132,10 +138,11 @@ impl Core {
         };
         match self.identify(&parameters, offers_v1).await {
             Ok(Ok(mut ticket)) => {
-                if let Some(refused) = self.check_limits(&mut ticket, peer, &settings) {
+                let address = peer.map(|peer| exposure::client_address(request.headers(), peer, &settings));
+                if let Some(refused) = self.check_limits(&mut ticket, address, &settings) {
                     return refused;
                 }
-                tracing::debug!(user_id = %ticket.user_id, client_id = ?ticket.client_id, ?peer, "admitted");
+                tracing::debug!(user_id = %ticket.user_id, client_id = ?ticket.client_id, ?address, "admitted");
                 Admission::Accept { ticket, subprotocol: offers_v1.then_some(SUBPROTOCOL) }
             }
             Ok(Err(error)) => {
@@ -145,6 +152,12 @@ impl Core {
             }
             Err(message) => self.refuse_parameters(message),
         }
+    }
+
+    /// Whether so much waits in all queues (`queue.total_bytes`) that newcomers would make it worse.
+    fn is_pressed(&self) -> bool {
+        let hub = self.hub.get().and_then(Hub::upgrade);
+        hub.is_some_and(|hub| hub.inner().transport.is_pressed())
     }
 
     /// Whether one more handshake may begin in this second.
@@ -157,7 +170,12 @@ impl Core {
     }
 
     /// Checks the limits of the hub, of the address and of the user, in this order.
-    fn check_limits(&self, ticket: &mut Ticket, peer: Option<&Peer>, settings: &Settings) -> Option<Admission<Ticket>> {
+    fn check_limits(
+        &self,
+        ticket: &mut Ticket,
+        address: Option<IpAddr>,
+        settings: &Settings,
+    ) -> Option<Admission<Ticket>> {
         let refuse = |label, code, message: &str, close| {
             self.metrics.handshake_failed(label);
             let reply = ErrorReply::new(code, message);
@@ -167,8 +185,8 @@ impl Core {
             let close = CloseCode::TOO_MANY_CONNECTIONS;
             return refuse("too_many_connections", ErrorCode::Full, "too many connections", close);
         }
-        if let Some(peer) = peer.filter(|_| settings.limits.ip_connections > 0) {
-            let address = self.addresses.take(peer.remote.ip().to_canonical(), settings.limits.ip_connections);
+        if let Some(address) = address.filter(|_| settings.limits.ip_connections > 0) {
+            let address = self.addresses.take(address, settings.limits.ip_connections);
             if address.is_none() {
                 let close = CloseCode::TOO_MANY_CONNECTIONS;
                 let message = "too many connections from this address";
@@ -176,18 +194,30 @@ impl Core {
             }
             ticket.address = address;
         }
-        let max = settings.limits.user_connections;
-        if max > 0 && settings.limits.user_policy == UserPolicy::Refuse {
-            let user = self.users.get(ticket.user_id.as_str());
-            // Who takes the place of an older connection is not one more.
-            let others = user.map_or(0, |user| user.count_others(ticket.client_id.as_deref()));
-            if others as u64 >= max {
-                let close = CloseCode::TOO_MANY_CONNECTIONS_OF_USER;
-                let message = "too many connections of this user";
-                return refuse("too_many_of_user", ErrorCode::RateLimited, message, close);
-            }
+        let limit = UserLimit { max: settings.limits.user_connections, policy: settings.limits.user_policy };
+        if let Err(error) = self.check_user_limit(&ticket.user_id, ticket.client_id.as_deref(), limit) {
+            let close = CloseCode::TOO_MANY_CONNECTIONS_OF_USER;
+            return refuse("too_many_of_user", error.code, &error.message, close);
         }
         None
+    }
+
+    /// Refuses one connection more where the user may not have it and the newest is the one to go.
+    pub(crate) fn check_user_limit(
+        &self,
+        user_id: &Id,
+        client_id: Option<&str>,
+        limit: UserLimit,
+    ) -> Result<(), ErrorReply> {
+        if limit.max == 0 || limit.policy != UserPolicy::Refuse {
+            return Ok(());
+        }
+        // Who takes the place of an older connection is not one more.
+        let others = self.users.get(user_id.as_str()).map_or(0, |user| user.count_others(client_id));
+        if (others as u64) < limit.max {
+            return Ok(());
+        }
+        Err(ErrorReply::new(ErrorCode::RateLimited, "too many connections of this user"))
     }
 
     /// Who this is: the outer error is one of the parameters, the inner one of the credentials.
@@ -200,8 +230,7 @@ impl Core {
         let device_id = parameters.id("device_id", "x-device-id")?.map(|id| id.into_owned().into_boxed_str());
         let named_client = client_id.as_deref();
         let settings = self.settings();
-        let mut expires_at = None;
-        let (user_id, user_type, permissions) = match &self.authenticator {
+        let (user_id, grant) = match &self.authenticator {
             None => {
                 let user_type = match parameters.get("user_type", "x-user-type")? {
                     Some(text) => text.parse().map_err(|unknown| format!("user_type {unknown}"))?,
@@ -212,37 +241,27 @@ impl Core {
                     (None, Some(client_id)) => Id::generated(client_id),
                     (None, None) => Id::generated(made_up_user_id().to_string()),
                 };
-                (user_id, user_type, Permissions::all_but_admin())
+                (user_id, Grant::open(user_type))
             }
-            Some(authenticator) => match parameters.token() {
-                Some(token) => match authenticator.authenticate(&token).await {
+            Some(_) => match parameters.token() {
+                Some(token) => match self.authenticate(&token).await {
                     Ok(identity) => {
-                        expires_at = identity.expires_at;
-                        (identity.user_id, identity.user_type, identity.permissions)
+                        let grant = Grant::of(&identity);
+                        (identity.user_id, grant)
                     }
                     Err(error) => return Ok(Err(error)),
                 },
                 None if settings.auth.allow_anonymous => {
-                    let user_id = Id::generated(format!("anon:{}", Uuid::now_v7()));
+                    let user_id = Id::generated(format!("{ANONYMOUS}{}", Uuid::now_v7()));
                     let permissions = Permissions::parse(&settings.auth.anonymous_permissions);
-                    (user_id, UserType::Visitor, permissions.unwrap_or_else(|_| Permissions::none()))
+                    (user_id, Grant::anonymous(permissions.unwrap_or_else(|_| Permissions::none())))
                 }
                 None => return Ok(Err(AuthError::Missing)),
             },
         };
         let client_id = named_client.map(Box::from);
         let place = Place::take(self);
-        Ok(Ok(Ticket {
-            user_id,
-            client_id,
-            device_id,
-            user_type,
-            permissions,
-            expires_at,
-            speaks_v1,
-            place,
-            address: None,
-        }))
+        Ok(Ok(Ticket { user_id, client_id, device_id, grant, speaks_v1, place, address: None }))
     }
 
     fn refuse_parameters(&self, message: String) -> Admission<Ticket> {
@@ -287,6 +306,9 @@ fn offers(headers: &HeaderMap, subprotocol: &str) -> bool {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     offered.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(|name| name.trim() == subprotocol)
 }
+
+/// How the user ids of those begin who came without a token.
+pub(crate) const ANONYMOUS: &str = "anon:";
 
 /// The protocol that this hub speaks.
 pub(crate) const SUBPROTOCOL: &str = "wsc.v1";

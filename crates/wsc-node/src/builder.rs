@@ -3,20 +3,23 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, OnceLock, atomic::AtomicU64},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64},
+    },
     time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, RwLock};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_auth::Authenticator;
-use wsc_config::{Problems, Settings, StorageKind};
-use wsc_events::{EventBus, EventRing};
-use wsc_failure::{AlertSink, FailureHandlerRegistry, FailureRouter, LoggingHandler, ReconnectTracker};
+use wsc_config::{ConfigError, Problems, Settings, StorageKind};
+use wsc_events::{EventBus, EventRing, SpanSink, WebhookClient, Webhooks};
+use wsc_failure::{AlertSink, FailureHandlerRegistry, FailureRouter, ReconnectTracker};
 use wsc_protocol::{ErrorReply, Event, EventType};
-use wsc_store::{InboxStore, MemoryInbox, StoreError};
+use wsc_store::{InboxStore, MemoryInbox, MemoryRecords, RecordStore, StoreError};
 use wsc_transport::{TlsConfig, TlsError, Transport};
 
 use crate::{
@@ -25,14 +28,19 @@ use crate::{
     encode::now_ms,
     failures::FailureCounts,
     hub::{Hub, HubInner},
-    limits::{Addresses, Gcra},
+    limits::{Addresses, Gcra, HttpPlaces, Rates},
     mail::{Keeper, Mail},
     metrics::Metrics,
     presence::Presence,
+    reload::{Last, Reloadable, Reloading},
+    retry::Retries,
     rooms::Rooms,
     service::NodeService,
     settings,
+    tokens::{Expiries, load_revocations},
+    traced::Traced,
     users::Users,
+    webhooks::{self, RecordOutbox, WebhookSink},
 };
 
 /// Builds a [`Hub`].
@@ -43,7 +51,11 @@ pub struct HubBuilder {
     authenticator: Option<Arc<dyn Authenticator>>,
     failures: FailureHandlerRegistry,
     inbox: Option<Arc<dyn InboxStore>>,
+    records: Option<Arc<dyn RecordStore>>,
+    webhook_client: Option<Arc<dyn WebhookClient>>,
     alert_sink: Option<Arc<dyn AlertSink>>,
+    span_sink: Option<Arc<dyn SpanSink>>,
+    reloading: Reloading,
 }
 
 impl HubBuilder {
@@ -57,7 +69,11 @@ impl HubBuilder {
             authenticator: None,
             failures: FailureHandlerRegistry::new(),
             inbox: None,
+            records: None,
+            webhook_client: None,
             alert_sink: None,
+            span_sink: None,
+            reloading: Reloading::default(),
         }
     }
 
@@ -112,6 +128,37 @@ impl HubBuilder {
         self
     }
 
+    /// Keeps the rest that must survive in this store: revoked tokens, and events that wait to be posted. Without it
+    /// they are kept in memory. The hub closes it when it shuts down.
+    pub fn records(mut self, store: Arc<dyn RecordStore>) -> Self {
+        self.records = Some(store);
+        self
+    }
+
+    /// Posts events with this client where the settings ask for webhooks (`callbacks.*`).
+    pub fn webhook_client(mut self, client: Arc<dyn WebhookClient>) -> Self {
+        self.webhook_client = Some(client);
+        self
+    }
+
+    /// Tells `sink` about the steps of messages that belong to a distributed trace, see [`Span`](wsc_events::Span).
+    pub fn span_sink(mut self, sink: Arc<dyn SpanSink>) -> Self {
+        self.span_sink = Some(sink);
+        self
+    }
+
+    /// Says where settings come from, for [`Hub::reload`]. Called on a thread that may block.
+    pub fn settings_source(mut self, load: impl Fn() -> Result<Settings, ConfigError> + Send + Sync + 'static) -> Self {
+        self.reloading.source = Some(Arc::new(load));
+        self
+    }
+
+    /// Has this part of the program follow the settings when they are reloaded.
+    pub fn reloadable(mut self, part: Arc<dyn Reloadable>) -> Self {
+        self.reloading.parts.push(part);
+        self
+    }
+
     /// Tells `sink` when too much fails, beside the log and the metrics: with `failure_handlers.enable_alert`, when
     /// `alert_threshold` failures of one kind fall within `alert_window`. It is told within a second, on a task of the
     /// hub's own.
@@ -130,18 +177,30 @@ impl HubBuilder {
     ///
     /// Panics outside of a tokio runtime.
     pub async fn start(self) -> Result<Hub, StartError> {
-        let Self { settings, handlers, authenticator, failures, inbox, alert_sink } = self;
+        let Self {
+            settings,
+            handlers,
+            authenticator,
+            failures,
+            inbox,
+            records,
+            webhook_client,
+            alert_sink,
+            span_sink,
+            reloading,
+        } = self;
         let mut checked = settings.clone();
         // The program brings its own authentication: strangers cannot get in.
         checked.auth.allow_insecure |= authenticator.is_some();
         wsc_config::check(&checked).map_err(StartError::Settings)?;
-        if settings.failure_handlers.enable_logging {
-            LoggingHandler::add_to(&failures);
+        if settings.auth.enabled && authenticator.is_none() {
+            return Err(StartError::NoAuthenticator);
         }
         let tls = match (&settings.tls.cert, &settings.tls.key) {
             (Some(cert), Some(key)) => Some(TlsConfig::from_files(cert, key).map_err(StartError::Tls)?),
             _ => None,
         };
+        *reloading.last.lock().await = Last { settings: settings.clone(), files: reloading.digest_files(&settings) };
         let inbox = match (inbox, settings.storage.kind) {
             (Some(inbox), _) => Some(inbox),
             (None, StorageKind::None) => None,
@@ -154,15 +213,33 @@ impl HubBuilder {
         let transport_config = settings::transport(&settings, inbox.is_some());
         let mail = Mail::new(inbox.map(Keeper::new), settings::mailbox(&settings), now_ms());
         let metrics = Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?;
-        let retries = settings::retries(&settings).map_err(StartError::Retry)?;
+        let (policy, budget) = settings::retry_policy(&settings).map_err(StartError::Retry)?;
+        let retries = Retries::new(policy, budget);
+        metrics.measure_failures(settings.failure_handlers.enable_metrics);
+        let records = records.unwrap_or_else(|| Arc::new(MemoryRecords::default()));
+        let revocations = load_revocations(&*records).await.map_err(StartError::Records)?;
         let node_id = settings.node_id.as_str().to_owned();
         let rate = settings.limits.handshakes_per_second;
         let handshakes = Gcra::new(rate, rate);
-        let http_places = transport_config.pending_handshakes.min(Semaphore::MAX_PERMITS);
         let ring = EventRing::new(settings::ring(&settings));
-        let calls = metrics.handler_calls(settings.failure_handlers.enable_metrics);
+        let calls = metrics.handler_calls();
         let failures = FailureRouter::observed(failures, settings::failures(&settings), calls);
         let events = EventBus::observed(settings::events(&settings), metrics.callback_runs());
+        let traced = Arc::new(Traced::new(span_sink));
+        let webhooks = {
+            let config = webhooks::config(&settings).map_err(StartError::Webhooks)?;
+            match webhook_client {
+                None if config.is_some() => return Err(StartError::Webhooks(webhooks::NO_CLIENT.to_owned())),
+                None => None,
+                Some(client) => {
+                    let outbox = Arc::new(RecordOutbox(Arc::clone(&records)));
+                    let hooks = traced.webhook_hooks(metrics.webhook_requests());
+                    let started = Webhooks::start(&node_id, config, outbox, client, &events, hooks).await;
+                    Some(started.map_err(|e| StartError::Webhooks(e.to_string()))?)
+                }
+            }
+        };
+        let has_rates = Rates::new(&settings.limits).is_some();
         let settings = watch::Sender::new(Arc::new(settings));
         let mut core = None;
         let transport = Transport::start(WS_PATH, &transport_config, |fanouts| {
@@ -177,6 +254,13 @@ impl HubBuilder {
                 fanouts: fanouts.clone(),
                 handlers: RwLock::new(Arc::new(handlers)),
                 authenticator,
+                revocations,
+                expiries: Expiries::default(),
+                records,
+                webhooks: WebhookSink(webhooks),
+                reloading,
+                traced,
+                failure_log: Mutex::new(None),
                 events,
                 ring,
                 failures,
@@ -188,11 +272,14 @@ impl HubBuilder {
                 presence: Presence::default(),
                 admitted: AtomicU64::new(0),
                 addresses: Addresses::default(),
+                rates_generation: AtomicU32::new(has_rates.into()),
                 handshakes: Mutex::new(handshakes),
-                http_places: Semaphore::new(http_places),
+                http_places: HttpPlaces::default(),
                 waiting: AtomicU64::new(0),
                 stop: CancellationToken::new(),
+                leaving: CancellationToken::new(),
                 draining: CancellationToken::new(),
+                drained: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 hub: OnceLock::new(),
             });
@@ -214,6 +301,10 @@ impl HubBuilder {
         }
         core.tasks.spawn(Arc::clone(&core).run_mail_timers());
         core.tasks.spawn(Arc::clone(&core).run_alerts(alert_sink));
+        core.log_failures(core.settings().failure_handlers.enable_logging);
+        if core.authenticator.is_some() {
+            core.tasks.spawn(Arc::clone(&core).run_expiry_of_tokens());
+        }
         core.tasks.spawn(upkeep(Arc::clone(&core), core.stop.clone()));
         core.events.publish_with(EventType::HubStarted, || Event::HubStarted { node_id: core.node_id.clone() });
         Ok(hub)
@@ -305,6 +396,16 @@ pub enum StartError {
     /// The store cannot be read.
     #[error("the inbox cannot be read")]
     Inbox(#[source] StoreError),
+    /// The store of what must survive beside messages cannot be read.
+    #[error("the records cannot be read")]
+    Records(#[source] StoreError),
+    /// `auth.enabled` is set, and the program has not given anything that checks tokens, see
+    /// [`HubBuilder::authenticator`].
+    #[error("auth.enabled is set, and this program has nothing to check tokens with (feature `jwt` of wsc-hub)")]
+    NoAuthenticator,
+    /// Webhooks cannot be posted as the settings ask.
+    #[error("{0}")]
+    Webhooks(String),
     /// The metrics cannot be set up.
     #[error("metrics: {0}")]
     Metrics(String),

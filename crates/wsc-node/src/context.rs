@@ -10,7 +10,7 @@ use uuid::Uuid;
 use wsc_auth::Permissions;
 use wsc_protocol::{ErrorCode, ErrorReply, Id, UserType};
 
-use crate::{hub::Hub, session::Session};
+use crate::{grant::Grant, hub::Hub, session::Session, users::User};
 
 /// Answers requests of one message type.
 ///
@@ -33,12 +33,16 @@ pub trait MessageHandler: Send + Sync + 'static {
 pub struct Context {
     hub: Hub,
     session: Arc<Session>,
+    /// Who it was, and what it might do, when it asked.
+    user: Arc<User>,
+    grant: Arc<Grant>,
     message_type: Arc<str>,
 }
 
 impl Context {
     pub(crate) fn new(hub: Hub, session: Arc<Session>, message_type: Arc<str>) -> Self {
-        Self { hub, session, message_type }
+        let (user, grant) = (Arc::clone(&session.user()), Arc::clone(&session.grant()));
+        Self { hub, session, user, grant, message_type }
     }
 
     /// The hub.
@@ -48,12 +52,12 @@ impl Context {
 
     /// The asking user.
     pub fn user_id(&self) -> &Id {
-        &self.session.user.id
+        &self.user.id
     }
 
     /// The asking user's type.
     pub fn user_type(&self) -> UserType {
-        self.session.user_type
+        self.grant.user_type
     }
 
     /// The connection's name within its user.
@@ -68,7 +72,7 @@ impl Context {
 
     /// What the connection may do.
     pub fn permissions(&self) -> &Permissions {
-        &self.session.permissions
+        &self.grant.permissions
     }
 
     /// The rooms that the connection is in.

@@ -2,33 +2,38 @@
 
 use std::sync::{
     Arc, OnceLock, Weak,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wsc_auth::Authenticator;
+use wsc_auth::{Authenticator, Revocations};
 use wsc_config::Settings;
 use wsc_events::{EventBus, EventRing};
-use wsc_failure::{FailureRouter, ReconnectTracker};
+use wsc_failure::{FailureRouter, HandlerId, ReconnectTracker};
 use wsc_protocol::UserType;
+use wsc_store::RecordStore;
 use wsc_transport::{Fanout, Fanouts};
 
 use crate::{
     context::Handlers,
     failures::FailureCounts,
     hub::HubInner,
-    limits::{Addresses, Gcra},
+    limits::{Addresses, Gcra, HttpPlaces},
     mail::Mail,
     metrics::Metrics,
     presence::Presence,
+    reload::Reloading,
     retry::Retries,
     rooms::Rooms,
     session::SessionRef,
+    tokens::Expiries,
+    traced::Traced,
     users::Users,
+    webhooks::WebhookSink,
 };
 
 /// Everything that one node knows. Data flows one way: the transport calls in, the node writes to connections.
@@ -46,6 +51,16 @@ pub(crate) struct Core {
     pub(crate) fanouts: Fanouts,
     pub(crate) handlers: RwLock<Arc<Handlers>>,
     pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
+    pub(crate) revocations: Revocations,
+    pub(crate) expiries: Expiries,
+    /// What must survive beside messages.
+    pub(crate) records: Arc<dyn RecordStore>,
+    pub(crate) webhooks: WebhookSink,
+    pub(crate) reloading: Reloading,
+    /// Messages of distributed traces.
+    pub(crate) traced: Arc<Traced>,
+    /// The handler that writes failures to the log, while there is one.
+    pub(crate) failure_log: Mutex<Option<HandlerId>>,
     pub(crate) events: EventBus,
     /// What happened on connections lately.
     pub(crate) ring: EventRing,
@@ -61,15 +76,21 @@ pub(crate) struct Core {
     pub(crate) admitted: AtomicU64,
     pub(crate) addresses: Addresses,
     /// HTTP connections beside WebSockets: as many as `limits.pending_handshakes`.
-    pub(crate) http_places: Semaphore,
+    pub(crate) http_places: HttpPlaces,
     /// HTTP requests that wait for acknowledgements.
     pub(crate) waiting: AtomicU64,
+    /// Goes up when the rates of connections change; 0 as long as there have never been any.
+    pub(crate) rates_generation: AtomicU32,
     /// How many handshakes a second may begin.
     pub(crate) handshakes: Mutex<Option<Gcra>>,
     /// Cancelled when the node's own tasks must end.
     pub(crate) stop: CancellationToken,
+    /// Cancelled when whoever balances the load should look elsewhere.
+    pub(crate) leaving: CancellationToken,
     /// Cancelled when newcomers are refused.
     pub(crate) draining: CancellationToken,
+    /// Cancelled when the last connection is gone and only HTTP is left to be ended.
+    pub(crate) drained: CancellationToken,
     /// Tasks of the node itself; awaited at shutdown.
     pub(crate) tasks: TaskTracker,
     /// The handle that handlers of custom types are given.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
-use wsc_auth::Permission;
+use wsc_auth::{AuthError, Permission};
 use wsc_delivery::mailbox::Verdict;
 use wsc_events::ConnectionEvent;
 use wsc_protocol::{
@@ -137,20 +137,43 @@ impl Connected {
             "ack" => return self.verdict(envelope, Verdict::Acked),
             "nack" => return self.verdict(envelope, Verdict::Rejected),
             "message_status" => self.message_status(envelope)?,
-            "authenticate" => {
-                let message = match self.core.authenticator {
-                    Some(_) => "a token cannot be renewed in place yet: connect again with the new one",
-                    None => "authentication is off",
-                };
-                return Err(ErrorReply::new(ErrorCode::InvalidToken, message).into());
-            }
+            "authenticate" => return self.authenticate(envelope),
             _ => return self.custom(envelope),
         }
         Ok(Next::Read)
     }
 
+    /// Renews the connection's token, or gives it a first one.
+    fn authenticate(&self, envelope: &Envelope<'_>) -> Result<Next, Refusal> {
+        if self.core.authenticator.is_none() {
+            return Err(ErrorReply::new(ErrorCode::InvalidToken, "authentication is off").into());
+        }
+        let TokenRequest { token } = parse_data(envelope.data)?;
+        let token = token.ok_or_else(|| ErrorReply::new(ErrorCode::InvalidFormat, "token is missing"))?;
+        let (core, session) = (Arc::clone(&self.core), Arc::clone(&self.session));
+        let message_id = envelope.message_id.clone().map(MessageId::into_owned);
+        Ok(Next::Wait(Box::pin(async move {
+            let patience = core.settings().handshake_timeout;
+            let identity = tokio::time::timeout(patience, core.authenticate(&token)).await;
+            let taken = match identity.unwrap_or(Err(AuthError::Unavailable)) {
+                Ok(identity) => core.take_token(&session, &identity, |grant| {
+                    let authenticated = reply_frame("authenticated", message_id.as_ref(), now_ms(), |json| {
+                        json.raw("{\"user_id\":").string(identity.user_id.as_str());
+                        json.raw(",\"permissions\":").value(&grant.permissions.to_strings());
+                        json.raw(",\"expires_at\":").value(&grant.expires_at_ms()).raw("}");
+                    });
+                    session.outbound.send(&authenticated);
+                }),
+                Err(error) => Err(ErrorReply::new(error.error_code(), error.to_string())),
+            };
+            if let Err(error) = taken {
+                core.send_error(&session, &error, message_id.as_ref());
+            }
+        })))
+    }
+
     fn permit_room(&self, permission: Permission, room_id: &str, message: &str) -> Result<(), Refusal> {
-        if self.session.permissions.allows_room(permission, room_id) {
+        if self.session.grant().permissions.allows_room(permission, room_id) {
             return Ok(());
         }
         Err(ErrorReply::new(ErrorCode::Forbidden, message).into())
@@ -202,13 +225,13 @@ impl Connected {
             let (id, duplicate) = (answered.receipt.id, answered.receipt.duplicate);
             encode::accepted_room(out, id, answered.recipients, duplicate, message_id, now_ms());
         };
-        if !wish.require_ack && seat.room.is_held_for(self.session.user.id.as_str()) {
+        if !wish.require_ack && seat.room.is_held_for(self.session.user().id.as_str()) {
             // What the same sender wants to be acknowledged is on its way to the store: this must not overtake it.
             let (core, session) = (Arc::clone(&self.core), Arc::clone(&self.session));
             let (content, key) = (request.content().to_owned(), wish.idempotency_key.map(str::to_owned));
             let answer = self.answer(message_id, encode);
             return Ok(Next::Wait(Box::pin(async move {
-                seat.room.released(session.user.id.as_str()).await;
+                seat.room.released(session.user().id.as_str()).await;
                 let wish = Reliability { idempotency_key: key.as_deref(), ..Reliability::default() };
                 core.send_room_from(&session, &seat, &content, &wish, answer);
             })));
@@ -231,13 +254,14 @@ impl Connected {
     fn direct_message(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
         let request: DirectMessage<'_> = parse_data(envelope.data)?;
         let target = request.target_id()?;
-        if !self.session.permissions.allows_direct(target) {
+        if !self.session.grant().permissions.allows_direct(target) {
             return Err(ErrorReply::new(ErrorCode::Forbidden, "you may not send to this user").into());
         }
         let wish = self.wish(envelope)?;
+        let sender = self.session.user();
         let direct = Direct {
             message_type: "direct_message",
-            sender_id: self.session.user.id.as_str(),
+            sender_id: sender.id.as_str(),
             content: request.content(),
             priority: envelope.priority,
             target,
@@ -263,6 +287,7 @@ impl Connected {
             ttl: None,
             max_retries: None,
             idempotency_key: envelope.idempotency_key.as_deref(),
+            trace: None,
         })
     }
 
@@ -302,7 +327,8 @@ impl Connected {
     fn verdict(&self, envelope: &Envelope<'_>, verdict: Verdict) -> Result<Next, Refusal> {
         let Acknowledgement { ids, reason } = Acknowledgement::of(envelope)?;
         self.core.mail_verdict(&self.session, &ids, verdict, reason);
-        let user_id = &self.session.user.id;
+        let user = self.session.user();
+        let user_id = &user.id;
         if !self.core.mail_is_busy(user_id) {
             return Ok(Next::Read);
         }
@@ -322,7 +348,7 @@ impl Connected {
             return Err(ErrorReply::new(ErrorCode::InvalidFormat, "id is missing or no message's id").into());
         };
         // Who is not its sender learns no more than who asks for one that never was.
-        let fate = self.core.message_fate(id).filter(|fate| fate.sender_id == self.session.user.id.as_str());
+        let fate = self.core.message_fate(id).filter(|fate| fate.sender_id == self.session.user().id.as_str());
         let Some(fate) = fate else {
             return Err(ErrorReply::new(ErrorCode::InvalidMessageId, "nothing is known of this message").into());
         };
@@ -335,7 +361,7 @@ impl Connected {
     fn room_members(&self, envelope: &Envelope<'_>) -> Result<(), Refusal> {
         let query: RoomMembersQuery<'_> = parse_data(envelope.data)?;
         let room_id = query.room_id()?;
-        let is_admin = self.session.permissions.allows_room(Permission::AdminRoom, room_id);
+        let is_admin = self.session.grant().permissions.allows_room(Permission::AdminRoom, room_id);
         let room = self.core.rooms.get(room_id).ok_or(ErrorCode::RoomNotFound)?;
         if !is_admin && self.session.joined.lock().find(room_id).is_none() {
             return Err(ErrorCode::NotInRoom.into());
@@ -346,7 +372,7 @@ impl Connected {
         self.reply("room_members", envelope.message_id.as_ref(), |json| {
             json.raw("{\"room_id\":").string(room_id).raw(",\"members\":[");
             for (i, member) in members.iter().enumerate() {
-                json.raw(if i == 0 { "{\"user_id\":" } else { ",{\"user_id\":" }).string(member.0.user.id.as_str());
+                json.raw(if i == 0 { "{\"user_id\":" } else { ",{\"user_id\":" }).string(member.0.user().id.as_str());
                 if is_admin {
                     json.raw(",\"client_id\":").string(&member.0.client_id().to_string());
                 }
@@ -394,6 +420,13 @@ impl Connected {
             }
         })))
     }
+}
+
+/// Payload of `authenticate`.
+#[derive(Deserialize)]
+struct TokenRequest {
+    #[serde(default)]
+    token: Option<String>,
 }
 
 /// Payload of `message_status`.

@@ -1,7 +1,9 @@
 //! Who may talk to this hub at all (protocol §5, *Exposure*): a web page on another origin and a name that was
 //! rebound to this machine may not, however harmless the request looks.
 
-use http::{HeaderMap, Uri, header};
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, Uri, header, uri::Authority};
 use wsc_config::Settings;
 use wsc_transport::Peer;
 
@@ -38,11 +40,16 @@ fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
     };
     let Some(host) = host(headers) else { return false };
     let parse = |text: &str| {
-        let authority: http::uri::Authority = text.parse().ok()?;
+        let authority = parse_authority(text)?;
         let port = authority.port_u16().unwrap_or(default_port);
         Some((authority.host().to_ascii_lowercase(), port))
     };
     parse(authority).zip(parse(host)).is_some_and(|(a, b)| a == b)
+}
+
+/// A host and perhaps a port. Somebody's name before them (`user@host`) has no place in a header (RFC 9112 §3.2).
+fn parse_authority(text: &str) -> Option<Authority> {
+    text.parse().ok().filter(|_| !text.contains('@'))
 }
 
 fn host(headers: &HeaderMap) -> Option<&str> {
@@ -60,14 +67,17 @@ pub(crate) fn check_host(headers: &HeaderMap, uri: &Uri, settings: &Settings) ->
     if second.is_some() {
         return Err("more than one Host");
     }
-    let authority = match first {
-        Some(host) => host.to_str().map_err(|_| "Host is not readable")?,
-        None => uri.authority().map(http::uri::Authority::as_str).ok_or("Host is missing")?,
+    let host = first.map(|host| host.to_str().map_err(|_| "Host is not readable")).transpose()?;
+    // What the request line names counts (RFC 9112 §3.2.2); a header that says something else is up to no good.
+    let authority = match (uri.authority().map(Authority::as_str), host) {
+        (Some(target), Some(host)) if !target.eq_ignore_ascii_case(host) => return Err("two hosts are asked for"),
+        (Some(authority), _) | (None, Some(authority)) => authority,
+        (None, None) => return Err("Host is missing"),
     };
-    let name = authority.parse::<http::uri::Authority>().map_err(|_| "Host is not valid")?;
+    let name = parse_authority(authority).ok_or("Host is not valid")?;
     let name = name.host().trim_matches(['[', ']']);
-    let is_loopback = name.eq_ignore_ascii_case("localhost")
-        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let is_loopback =
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     let is_allowed = |allowed: &String| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(authority);
     if is_loopback || settings.http.allowed_hosts.iter().any(is_allowed) {
         Ok(())
@@ -95,6 +105,34 @@ pub(crate) fn check_private(
         return Err("closed to forwarded requests while authentication is off");
     }
     check_host(headers, uri, settings)
+}
+
+/// The address that a request comes from: the peer's, or what trusted proxies say about it. Of the addresses that they
+/// listed the last one counts that is none of theirs: what stands before it, the client may have written itself.
+pub(crate) fn client_address(headers: &HeaderMap, peer: &Peer, settings: &Settings) -> IpAddr {
+    let is_trusted = |address: IpAddr| settings.trusted_proxies.iter().any(|range| range.contains(address));
+    let mut address = peer.remote.ip().to_canonical();
+    if !is_trusted(address) {
+        return address;
+    }
+    let lists = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+    let hops: Vec<&str> = lists.flat_map(|list| list.split(',')).collect();
+    for hop in hops.into_iter().rev() {
+        // What is no address says nothing, and neither does what stands before it.
+        let Some(next) = parse_hop(hop.trim()) else { break };
+        address = next;
+        if !is_trusted(address) {
+            break;
+        }
+    }
+    address
+}
+
+/// An address of `X-Forwarded-For`; some proxies write the port, too.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let bare = hop.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+    let address = bare.or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
+    Some(address.to_canonical())
 }
 
 /// What proxies add: behind one, a loopback peer says nothing.
@@ -137,11 +175,34 @@ mod tests {
         for good in ["localhost", "localhost:8080", "127.0.0.1:1", "127.9.9.9", "[::1]:8080", "hub.internal:8080"] {
             assert!(check(good, &settings), "{good}");
         }
-        for bad in ["evil.example", "localhost.evil.example", "10.0.0.1", "", "user@localhost@x"] {
+        for bad in
+            ["evil.example@localhost", "evil.example", "localhost.evil.example", "10.0.0.1", "", "user@localhost@x"]
+        {
             assert!(!check(bad, &settings), "{bad}");
         }
         settings.listen = "0.0.0.0:80".parse().unwrap();
         assert!(check("evil.example", &settings));
+    }
+
+    #[test]
+    fn a_forwarded_address_is_as_good_as_who_says_it() {
+        let mut settings = Settings::default();
+        settings.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+        let address = |remote: &str, pairs: &[_]| {
+            let peer =
+                Peer { remote: remote.parse().unwrap(), local: "127.0.0.1:8080".parse().unwrap(), is_tls: false };
+            client_address(&headers(pairs), &peer, &settings).to_string()
+        };
+        let forwarded = |list| [("x-forwarded-for", list)];
+        assert_eq!(address("203.0.113.9:5", &forwarded("198.51.100.1")), "203.0.113.9");
+        assert_eq!(address("10.0.0.1:5", &[]), "10.0.0.1");
+        assert_eq!(address("10.0.0.1:5", &forwarded("198.51.100.1")), "198.51.100.1");
+        assert_eq!(address("[::ffff:10.0.0.1]:5", &forwarded("198.51.100.1:4711")), "198.51.100.1");
+        // The client wrote the first one, the proxies the others.
+        assert_eq!(address("127.0.0.1:5", &forwarded("1.1.1.1, 198.51.100.1, 10.0.0.7")), "198.51.100.1");
+        assert_eq!(address("127.0.0.1:5", &forwarded("198.51.100.1, unknown")), "127.0.0.1");
+        assert_eq!(address("127.0.0.1:5", &forwarded("10.0.0.3, 10.0.0.7")), "10.0.0.3");
+        assert_eq!(address("127.0.0.1:5", &forwarded("[2001:db8::1]")), "2001:db8::1");
     }
 
     #[test]

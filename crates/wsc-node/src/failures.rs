@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use wsc_failure::{AlertConfig, AlertHandler, AlertSink, FailureAlert, FailureWatcher};
+use wsc_failure::{AlertConfig, AlertHandler, AlertSink, FailureAlert, FailureWatcher, LoggingHandler};
 use wsc_protocol::{FailureKind, FailureReason, UserType};
 use wsc_transport::Tally;
 
@@ -102,12 +102,26 @@ impl Core {
     /// The type of a user who is here; that of the oldest connection, should they differ.
     pub(crate) fn user_type_of(&self, user_id: &str) -> Option<UserType> {
         let user = self.users.get(user_id)?;
-        user.recipients().as_slice().first().map(|session| session.user_type)
+        user.recipients().as_slice().first().map(|session| session.user_type())
     }
 
     pub(crate) fn failure_totals(&self) -> FailureTotals {
         let tally = self.fanouts.stats().ledger().snapshot();
         self.failed.totals(&tally)
+    }
+
+    /// Writes failures to the log, or does so no longer.
+    pub(crate) fn log_failures(&self, is_wanted: bool) {
+        let registry = self.failures.registry();
+        let mut handler = self.failure_log.lock();
+        match *handler {
+            None if is_wanted => *handler = Some(LoggingHandler::add_to(registry)),
+            Some(id) if !is_wanted => {
+                registry.remove(id);
+                *handler = None;
+            }
+            _ => {}
+        }
     }
 
     /// Raises alerts when too much fails (`failure_handlers.enable_alert`).

@@ -10,12 +10,14 @@ use std::{
 use futures_util::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{net::TcpListener, sync::oneshot, time::Instant};
 use uuid::Uuid;
+use wsc_auth::Revocation;
+use wsc_config::Settings;
 use wsc_delivery::SendResult;
 use wsc_events::{ConnectionEvent, EventBus};
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, Id, UserType};
-use wsc_transport::Transport;
+use wsc_transport::{Drain, Transport};
 
 use crate::{
     api,
@@ -285,7 +287,7 @@ impl Hub {
     /// 3001 where it exists, 3005 where there are too many, 1001 where the id breaks the rules.
     pub fn create_room(&self, room_id: &str, options: RoomOptions) -> Result<RoomInfo, ErrorReply> {
         check_id("room_id", room_id)?;
-        self.core().create_room(room_id, options).map(|room| RoomInfo::from(&*room))
+        self.core().create_room(room_id, options).map(|room| RoomInfo::new(&room, &self.settings()))
     }
 
     /// Deletes a room and tells its members.
@@ -299,7 +301,8 @@ impl Hub {
 
     /// All rooms, by id.
     pub fn rooms(&self) -> Vec<RoomInfo> {
-        self.core().rooms.list().iter().map(|room| RoomInfo::from(&**room)).collect()
+        let settings = self.settings();
+        self.core().rooms.list().iter().map(|room| RoomInfo::new(room, &settings)).collect()
     }
 
     /// Puts every connection of a user into a room. Returns how many joined.
@@ -326,6 +329,20 @@ impl Hub {
         self.core().kick_user(user_id, reason, notify)
     }
 
+    /// Revokes a token, or all of a user's so far, for good: new connections with them are refused, open ones closed with
+    /// 3500. Returns how many were closed. It survives a restart where [`HubBuilder::records`] does.
+    ///
+    /// # Errors
+    ///
+    /// 1003 where the store does not work, 4003 where too many are revoked already; nothing is revoked then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not undo what was begun.
+    pub async fn revoke(&self, revocation: Revocation) -> Result<usize, ErrorReply> {
+        self.core().revoke(revocation).await
+    }
+
     /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.core().users.connections()
@@ -346,25 +363,60 @@ impl Hub {
         &self.core().node_id
     }
 
-    /// Shuts down: refuses newcomers, closes every connection with 3001 after what waits in its queue, and returns
-    /// when every task has ended, at the latest a moment after `drain.deadline`.
+    /// The running settings.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.core().settings()
+    }
+
+    /// Ends when the hub begins to refuse newcomers, see [`shutdown`](Self::shutdown).
+    ///
+    /// # Cancel safety
+    ///
+    /// There is no effect.
+    pub async fn draining(&self) {
+        self.core().draining.cancelled().await;
+    }
+
+    /// Shuts down in the order of settings.md, *Drain*: says that it is not ready, and after `drain.delay` refuses
+    /// newcomers and closes every connection with 3001 at `drain.rate`, each after what waits in its queue. Returns when
+    /// every task has ended, at the latest a moment after `drain.deadline`.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the hub closing; calling it again goes on.
     pub async fn shutdown(&self) {
         let core = self.core();
+        let settings = core.settings();
+        let deadline = Instant::now() + settings.drain.deadline;
+        if !core.leaving.is_cancelled() {
+            core.leaving.cancel();
+            tokio::time::sleep(settings.drain.delay).await;
+        }
         core.draining.cancel();
-        let deadline = core.settings().drain.deadline;
-        let mut close = CloseReason::new(CloseCode::SHUTTING_DOWN, "shutting down");
-        close.retry_after_ms = Some(RETRY_AFTER.as_millis() as u64);
-        self.0.transport.shutdown(&close, deadline).await;
+        let close = CloseReason::new(CloseCode::SHUTTING_DOWN, "shutting down");
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut plan = Drain::default();
+        (plan.rate, plan.deadline, plan.close) = (u32::try_from(settings.drain.rate).unwrap_or(u32::MAX), left, close);
+        tokio::join!(self.0.transport.drain(plan), self.end_http());
         core.stop.cancel();
         core.tasks.close();
         core.tasks.wait().await;
         core.events.publish_with(EventType::HubStopped, || Event::HubStopped { node_id: core.node_id.clone() });
         core.events.shutdown().await;
+        if let Some(webhooks) = &core.webhooks.0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            webhooks.shutdown(left.clamp(SHORTEST_FLUSH, LONGEST_FLUSH)).await;
+        }
         core.failures.shutdown().await;
+        core.records.close().await;
+    }
+
+    /// Ends HTTP when the last WebSocket is gone: until then health pages and the like are looked at.
+    async fn end_http(&self) {
+        while self.0.transport.connections() > 0 {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        self.core().drained.cancel();
     }
 }
 
@@ -495,5 +547,9 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// How long clients are asked to stay away while the hub restarts.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often a shutdown looks whether the last connection is gone.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
+
+/// How long a shutdown waits for webhooks; what is not posted by then waits for the next start.
+const SHORTEST_FLUSH: Duration = Duration::from_millis(500);
+const LONGEST_FLUSH: Duration = Duration::from_secs(5);

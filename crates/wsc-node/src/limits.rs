@@ -1,10 +1,19 @@
 //! Limits that a connection or a whole address has to keep.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use wsc_config::LimitSettings;
 
 /// The generic cell rate algorithm: a leaky bucket in one number.
@@ -155,6 +164,82 @@ impl Drop for AddressPlace {
     }
 }
 
+/// HTTP connections beside WebSockets. There are so many places; who comes when all are taken cuts off the one that has
+/// been idle or slow for longest, so that connections that only wait keep nobody out.
+#[derive(Debug, Default)]
+pub(crate) struct HttpPlaces(Mutex<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    next: u64,
+    /// Oldest first.
+    taken: BTreeMap<u64, Arc<HttpState>>,
+}
+
+/// What is known of one HTTP connection.
+#[derive(Debug, Default)]
+pub(crate) struct HttpState {
+    /// Requests that are being worked on.
+    busy: AtomicU32,
+    cut: CancellationToken,
+}
+
+impl HttpState {
+    /// A request is being worked on, until this is dropped.
+    pub(crate) fn work(self: &Arc<Self>) -> Working {
+        self.busy.fetch_add(1, Relaxed);
+        Working(Arc::clone(self))
+    }
+}
+
+/// See [`HttpState::work`].
+#[derive(Debug)]
+pub(crate) struct Working(Arc<HttpState>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A place of an HTTP connection; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct HttpPlace<'p> {
+    places: &'p HttpPlaces,
+    number: u64,
+    pub(crate) state: Arc<HttpState>,
+}
+
+impl HttpPlaces {
+    /// Takes one of `max` places; `None` where everybody who has one is being served.
+    pub(crate) fn take(&self, max: u64) -> Option<HttpPlace<'_>> {
+        let mut places = self.0.lock();
+        if places.taken.len() as u64 >= max {
+            let idle = places.taken.iter().find(|(_, state)| state.busy.load(Relaxed) == 0).map(|(&number, _)| number);
+            let state = places.taken.remove(&idle?)?;
+            state.cut.cancel();
+        }
+        let number = places.next;
+        places.next += 1;
+        let state = Arc::<HttpState>::default();
+        places.taken.insert(number, Arc::clone(&state));
+        Some(HttpPlace { places: self, number, state })
+    }
+}
+
+impl HttpPlace<'_> {
+    /// Ends when somebody else needs the place.
+    pub(crate) async fn is_cut(&self) {
+        self.state.cut.cancelled().await;
+    }
+}
+
+impl Drop for HttpPlace<'_> {
+    fn drop(&mut self) {
+        self.places.0.lock().taken.remove(&self.number);
+    }
+}
+
 const SECOND: u64 = 1_000_000_000;
 
 /// So many nanoseconds of refusals count towards the end of a connection.
@@ -203,6 +288,22 @@ mod tests {
         let verdicts: Vec<_> = (0..23).map(|_| rates.check(1)).collect();
         assert!(verdicts[2..22].iter().all(|v| matches!(v, Verdict::Refuse { .. })));
         assert_eq!(verdicts[22], Verdict::Close);
+    }
+
+    #[tokio::test]
+    async fn who_only_waits_makes_room_for_who_comes() {
+        let places = HttpPlaces::default();
+        let (first, second) = (places.take(2).unwrap(), places.take(2).unwrap());
+        let working = first.state.work();
+        let third = places.take(2).unwrap();
+        second.is_cut().await;
+        let _busy = third.state.work();
+        assert!(places.take(2).is_none(), "nobody who is served is cut");
+        drop(working);
+        let fourth = places.take(2).unwrap();
+        first.is_cut().await;
+        drop((first, second, third, fourth));
+        assert!(places.0.lock().taken.is_empty());
     }
 
     #[test]

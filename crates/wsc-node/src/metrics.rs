@@ -2,13 +2,17 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
+use futures_util::FutureExt;
 use metrics::{Counter, Gauge, Histogram, SharedString, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use parking_lot::Mutex;
-use wsc_events::ObserverRun;
+use wsc_events::{ObserverRun, WebhookOutcome};
 use wsc_failure::{HandlerCall, HandlerType};
 use wsc_protocol::{DisconnectReason, EventType, FailureKind, Outcome};
 use wsc_transport::FanoutReport;
@@ -17,14 +21,22 @@ use crate::{core::Core, failures::FailureTotals};
 
 /// The metrics of one hub. They are its own: two hubs in one process do not mix.
 pub(crate) struct Metrics {
-    recorder: PrometheusRecorder,
+    recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
     instruments: Instruments,
     ack_timeouts: AtomicU64,
     ack_retries: AtomicU64,
+    measures_failures: Arc<AtomicBool>,
+    /// Whether the settings that were read last were refused.
+    is_rejected: AtomicBool,
+    /// The process as a whole.
+    process: metrics_process::Collector,
     /// Held by whoever brings the figures up to date and writes them down: two at a time would mix their moments.
     scrape: Mutex<()>,
 }
+
+/// Takes down requests to a webhook.
+pub(crate) type WebhookRequests = Box<dyn Fn(WebhookOutcome) + Send + Sync>;
 
 /// What is counted where it happens. Everything is registered at the start: what has not happened yet is 0, not
 /// missing.
@@ -38,6 +50,10 @@ struct Instruments {
     alerts: Vec<Counter>,
     handler_calls: Vec<Histogram>,
     callbacks: Vec<Callbacks>,
+    webhook_latency: Histogram,
+    tokens_revoked: Counter,
+    /// By result.
+    reloads: Vec<(&'static str, Counter)>,
 }
 
 /// The callbacks of one event type.
@@ -69,6 +85,11 @@ impl Instruments {
             alerts: FailureKind::ALL.map(|kind| counter!("wsc_failure_alerts_total", "type" => kind.as_str())).into(),
             handler_calls: handler_calls.into(),
             callbacks: callbacks.collect(),
+            webhook_latency: histogram!("wsc_webhook_latency_seconds"),
+            tokens_revoked: counter!("wsc_tokens_revoked_total"),
+            reloads: ["applied", "rejected", "unchanged"]
+                .map(|result| (result, counter!("wsc_config_reloads_total", "result" => result)))
+                .into(),
         }
     }
 }
@@ -80,14 +101,29 @@ impl Metrics {
             .set_buckets_for_metric(Matcher::Full("wsc_ack_latency_seconds".to_owned()), ACK_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full("wsc_failure_handler_duration_seconds".to_owned()), RUN_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full("wsc_callback_duration_seconds".to_owned()), RUN_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full("wsc_webhook_latency_seconds".to_owned()), WEBHOOK_BUCKETS)?
             .build_recorder();
+        let recorder = Arc::new(recorder);
         let handle = recorder.handle();
-        let instruments = metrics::with_local_recorder(&recorder, || {
+        let instruments = metrics::with_local_recorder(&*recorder, || {
             describe();
             Instruments::register()
         });
         let (ack_timeouts, ack_retries) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { recorder, handle, instruments, ack_timeouts, ack_retries, scrape: Mutex::new(()) })
+        let measures_failures = Arc::new(AtomicBool::new(true));
+        let process = metrics_process::Collector::default();
+        metrics::with_local_recorder(&*recorder, || process.describe());
+        Ok(Self {
+            recorder,
+            handle,
+            instruments,
+            ack_timeouts,
+            ack_retries,
+            measures_failures,
+            is_rejected: AtomicBool::new(false),
+            process,
+            scrape: Mutex::new(()),
+        })
     }
 
     pub(crate) fn disconnected(&self, reason: DisconnectReason) {
@@ -97,7 +133,7 @@ impl Metrics {
     }
 
     pub(crate) fn handshake_failed(&self, reason: &'static str) {
-        metrics::with_local_recorder(&self.recorder, || {
+        metrics::with_local_recorder(&*self.recorder, || {
             metrics::counter!("wsc_handshake_failures_total", "reason" => reason).increment(1);
         });
     }
@@ -134,11 +170,17 @@ impl Metrics {
         }
     }
 
+    /// Switches on or off what `failure_handlers.enable_metrics` is about.
+    pub(crate) fn measure_failures(&self, is_wanted: bool) {
+        self.measures_failures.store(is_wanted, Relaxed);
+    }
+
     /// Takes down every call of a failure handler, where that is wanted.
-    pub(crate) fn handler_calls(&self, is_wanted: bool) -> impl Fn(HandlerCall) + Send + Sync + use<> {
-        let durations = if is_wanted { self.instruments.handler_calls.clone() } else { Vec::new() };
+    pub(crate) fn handler_calls(&self) -> impl Fn(HandlerCall) + Send + Sync + use<> {
+        let durations = self.instruments.handler_calls.clone();
+        let is_wanted = Arc::clone(&self.measures_failures);
         move |call| {
-            if let Some(duration) = durations.get(call.handler_type as usize) {
+            if let Some(duration) = durations.get(call.handler_type as usize).filter(|_| is_wanted.load(Relaxed)) {
                 duration.record(call.duration);
             }
         }
@@ -155,6 +197,30 @@ impl Metrics {
         }
     }
 
+    /// Takes down every request to a webhook.
+    pub(crate) fn webhook_requests(&self) -> WebhookRequests {
+        let (recorder, latency) = (Arc::clone(&self.recorder), self.instruments.webhook_latency.clone());
+        Box::new(move |outcome| {
+            latency.record(outcome.latency);
+            metrics::with_local_recorder(&*recorder, || {
+                metrics::counter!("wsc_webhook_requests_total", "status" => outcome.status).increment(1);
+            });
+        })
+    }
+
+    /// A token, or all of a user's, were revoked.
+    pub(crate) fn token_revoked(&self) {
+        self.instruments.tokens_revoked.increment(1);
+    }
+
+    /// What came of a reload.
+    pub(crate) fn reloaded(&self, result: &'static str) {
+        self.is_rejected.store(result == "rejected", Relaxed);
+        if let Some((_, counter)) = self.instruments.reloads.iter().find(|(name, _)| *name == result) {
+            counter.increment(1);
+        }
+    }
+
     /// Moves samples from buffers into histograms; without it they grow until somebody scrapes.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
@@ -163,7 +229,7 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub(crate) fn render(&self, core: &Core) -> String {
         let _alone = self.scrape.lock();
-        metrics::with_local_recorder(&self.recorder, || collect(core));
+        metrics::with_local_recorder(&*self.recorder, || collect(core));
         self.handle.render()
     }
 }
@@ -192,6 +258,8 @@ fn collect(core: &Core) {
     for (policy, times) in stats.slow_consumers() {
         metrics::counter!("wsc_slow_consumers_total", "policy" => policy).absolute(times);
     }
+    let shed = stats.slow_consumers().into_iter().find(|(policy, _)| *policy == "shed");
+    metrics::counter!("wsc_shed_connections_total").absolute(shed.map_or(0, |(_, times)| times));
     for (reason, times) in stats.handshake_failures() {
         metrics::counter!("wsc_handshake_failures_total", "reason" => reason).absolute(times);
     }
@@ -215,12 +283,42 @@ fn collect(core: &Core) {
     let (timeouts, retries) = core.metrics.late_acks();
     metrics::counter!("wsc_ack_timeouts_total").absolute(timeouts);
     metrics::counter!("wsc_ack_retries_total").absolute(retries);
+    if let Some(webhooks) = &core.webhooks.0 {
+        let stats = webhooks.stats();
+        set(&metrics::gauge!("wsc_webhook_waiting_batches"), stats.waiting);
+        set(&metrics::gauge!("wsc_webhook_dead"), stats.dead);
+        metrics::counter!("wsc_webhook_events_dropped_total").absolute(stats.events_dropped);
+    }
+    collect_bounds(core);
     let (attempts, successes) = core.retries.counts();
     metrics::counter!("wsc_retry_attempts_total").absolute(attempts);
     metrics::counter!("wsc_retry_success_total").absolute(successes);
     if core.settings().failure_handlers.enable_metrics {
         collect_failures(&core.failed.totals(&tally), &core.node_id);
     }
+}
+
+/// How the node stands to its limits and its surroundings, for alerts.
+fn collect_bounds(core: &Core) {
+    let settings = core.settings();
+    metrics::gauge!("wsc_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    set(&metrics::gauge!("wsc_draining"), core.leaving.is_cancelled().into());
+    set(&metrics::gauge!("wsc_connections_limit"), settings.max_connections);
+    set(&metrics::gauge!("wsc_queue_bytes_limit"), settings.queue.total_bytes.as_u64());
+    let is_applied = !core.metrics.is_rejected.load(Relaxed);
+    set(&metrics::gauge!("wsc_config_last_reload_successful"), is_applied.into());
+    if let Some(keeper) = core.mail.keeper() {
+        set(&metrics::gauge!("wsc_storage_up"), keeper.is_healthy().into());
+        set(&metrics::gauge!("wsc_storage_bytes_limit"), settings.storage.max_bytes.as_u64());
+        // Stores on this machine know it at once; a scrape waits for no other.
+        if let Some(Ok(depth)) = keeper.store().total().now_or_never() {
+            set(&metrics::gauge!("wsc_storage_bytes"), depth.bytes);
+        }
+    }
+    metrics::counter!("wsc_failures_dropped_total").absolute(core.failures.stats().not_handled());
+    let dropped = core.events.stats().iter().map(|event| event.drops).sum();
+    metrics::counter!("wsc_events_dropped_total").absolute(dropped);
+    core.metrics.process.collect();
 }
 
 /// Three families that divide the same failures in three ways, see [`FailureTotals`].
@@ -286,6 +384,24 @@ fn describe() {
         Unit::Seconds,
         "Time that one failure handler took for one failure."
     );
+    describe_counter!("wsc_webhook_requests_total", "Requests to webhooks, by the answer's status.");
+    describe_histogram!("wsc_webhook_latency_seconds", Unit::Seconds, "Time of one request to a webhook.");
+    describe_gauge!("wsc_webhook_waiting_batches", "Batches of events that wait to be posted.");
+    describe_gauge!("wsc_webhook_dead", "Batches of events that were given up and are kept.");
+    describe_counter!("wsc_webhook_events_dropped_total", "Events that found no room on their way to a webhook.");
+    describe_gauge!("wsc_build_info", "1, with the version.");
+    describe_gauge!("wsc_draining", "1 while the hub shuts down.");
+    describe_gauge!("wsc_connections_limit", "Most connections (max_connections).");
+    describe_gauge!("wsc_queue_bytes_limit", Unit::Bytes, "Most bytes in outbound queues (queue.total_bytes).");
+    describe_gauge!("wsc_storage_up", "1 while the store takes messages.");
+    describe_gauge!("wsc_storage_bytes", Unit::Bytes, "Bytes of the messages that rest in the store.");
+    describe_gauge!("wsc_storage_bytes_limit", Unit::Bytes, "Most bytes in the store (storage.max_bytes).");
+    describe_gauge!("wsc_config_last_reload_successful", "0 while the settings that were read last are refused.");
+    describe_counter!("wsc_failures_dropped_total", "Failures for which no handler had time.");
+    describe_counter!("wsc_events_dropped_total", "Events that an observer was not told of.");
+    describe_counter!("wsc_shed_connections_total", "Connections that were closed because all queues were too large.");
+    describe_counter!("wsc_tokens_revoked_total", "Revocations of a token or of all of a user's.");
+    describe_counter!("wsc_config_reloads_total", "Times the settings were read again, by what came of it.");
     describe_counter!("wsc_callback_executions_total", "Runs of callbacks.");
     describe_counter!("wsc_callback_errors_total", "Runs of callbacks that panicked or came back with an error.");
     describe_histogram!("wsc_callback_duration_seconds", Unit::Seconds, "Time that one run of a callback took.");
@@ -299,6 +415,10 @@ const ACK_BUCKETS: &[f64] = &[
 
 /// From a counter to a handler at its time limit, in seconds.
 const RUN_BUCKETS: &[f64] = &[0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 5.0];
+
+/// From a receiver next door to the longest time limit, in seconds.
+const WEBHOOK_BUCKETS: &[f64] =
+    &[0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// From one small room to the largest with a slow kernel, in seconds.
 const FANOUT_BUCKETS: &[f64] =

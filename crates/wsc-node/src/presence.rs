@@ -69,11 +69,10 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Barrier, atomic::AtomicU8};
+    use std::sync::Barrier;
 
     use parking_lot::Mutex;
     use uuid::Uuid;
-    use wsc_auth::Permissions;
     use wsc_config::{Settings, StorageKind, UserPolicy};
     use wsc_protocol::UserType;
     use wsc_testkit::Client;
@@ -82,29 +81,21 @@ mod tests {
     use super::*;
     use crate::{
         Hub,
-        session::{Joined, Names, Session},
+        grant::Grant,
+        session::{Names, Session},
         users::UserLimit,
     };
 
     fn come(core: &Arc<Core>, user_id: &Id, outbound: &Outbound) -> Arc<Session> {
-        let make = |user| Session {
-            id: Uuid::now_v7(),
-            user,
-            names: Names::default(),
-            permissions: Permissions::none(),
-            outbound: outbound.clone(),
-            user_type: UserType::Visitor,
-            speaks_v1: false,
-            bad_frames: AtomicU8::new(0),
-            joined: Mutex::new(Joined::default()),
-        };
+        let grant = Grant::open(UserType::Visitor);
+        let make = |user| Session::new(Uuid::now_v7(), user, Names::default(), grant, outbound.clone(), false);
         let limit = UserLimit { max: 0, policy: UserPolicy::Refuse };
         core.users.attach(user_id, limit, make, || core.user_came(user_id)).session
     }
 
     fn go(core: &Arc<Core>, session: &Arc<Session>) {
         let departure = session.id.as_u128() as u64;
-        core.users.detach(session, || core.user_went(&session.user.id, departure));
+        core.users.detach(session, || core.user_went(&session.user().id, departure));
     }
 
     /// The only device of a user goes at the instant at which the next one comes, again and again.

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use wsc_delivery::{Retry, RetryBudget, RetryPolicy};
 use wsc_protocol::{Event, EventType, FailureReason};
@@ -15,7 +16,7 @@ use crate::{core::Core, ledger::Transit, session::Session};
 /// When and how often messages are tried again.
 #[derive(Debug)]
 pub(crate) struct Retries {
-    policy: RetryPolicy,
+    policy: ArcSwap<RetryPolicy>,
     budget: Mutex<Budget>,
     attempts: AtomicU64,
     successes: AtomicU64,
@@ -32,11 +33,17 @@ struct Budget {
 impl Retries {
     pub(crate) fn new(policy: RetryPolicy, budget: RetryBudget) -> Self {
         Self {
-            policy,
+            policy: ArcSwap::from_pointee(policy),
             budget: Mutex::new(Budget { budget, seen: 0 }),
             attempts: AtomicU64::new(0),
             successes: AtomicU64::new(0),
         }
+    }
+
+    /// From now on this policy and this budget apply.
+    pub(crate) fn reconfigure(&self, policy: RetryPolicy, budget: RetryBudget) {
+        self.policy.store(Arc::new(policy));
+        self.budget.lock().budget = budget;
     }
 
     /// How often something was tried again, and how often that helped.
@@ -51,11 +58,12 @@ impl Core {
     pub(crate) fn may_retry(&self, reason: FailureReason, max_retries: Option<u32>) -> bool {
         let retries = &self.retries;
         let is_dropped = reason == FailureReason::QueueFull && self.fanouts.queue_policy() != QueuePolicy::DropNewest;
-        let most = retries.policy.config().max_retries;
+        let policy = retries.policy.load();
+        let most = policy.config().max_retries;
         if is_dropped
             || self.is_draining()
             || max_retries.unwrap_or(most) == 0
-            || retries.policy.classify(reason, reason.as_str()) == Retry::No
+            || policy.classify(reason, reason.as_str()) == Retry::No
         {
             return false;
         }
@@ -77,7 +85,7 @@ impl Core {
         }
         let done = transit.attempts() - 1;
         let seed = transit.id().as_u128() as u64;
-        let delay = self.retries.policy.delays_of(seed, transit.max_retries()).nth(done as usize);
+        let delay = self.retries.policy.load().delays_of(seed, transit.max_retries()).nth(done as usize);
         let Some(delay) = delay.filter(|_| self.may_retry(reason, transit.max_retries())) else { return false };
         if let Some(watch) = transit.watch() {
             watch.attempt_failed(reason);
@@ -114,7 +122,8 @@ impl Core {
         self.tasks.spawn(async move {
             let encoded = Encoded::new(&frame);
             let reason = FailureReason::QueueFull;
-            for (attempt, delay) in (2..).zip(core.retries.policy.delays_of(seed, transit.max_retries())) {
+            let delays = core.retries.policy.load().delays_of(seed, transit.max_retries());
+            for (attempt, delay) in (2..).zip(delays) {
                 if let Some(watch) = transit.watch() {
                     watch.attempt_failed(reason);
                 }

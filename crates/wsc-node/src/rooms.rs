@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 use wsc_auth::Permission;
+use wsc_config::Settings;
 use wsc_events::ConnectionEvent;
 use wsc_protocol::{ErrorCode, ErrorReply, Event, EventType, Id, MessageId};
 use wsc_transport::{Fanout, JoinError};
@@ -28,7 +29,7 @@ use crate::{
 pub(crate) struct Room {
     pub(crate) id: Id,
     pub(crate) name: Box<str>,
-    /// Most members; 0: no limit.
+    /// Most members; 0: what the settings say.
     pub(crate) max_clients: u32,
     /// Made by a join: it goes with its last member.
     pub(crate) is_automatic: bool,
@@ -46,6 +47,14 @@ pub(crate) struct Held {
 }
 
 impl Room {
+    /// Most members; 0: no limit.
+    fn max_members(&self, settings: &Settings) -> u32 {
+        match self.max_clients {
+            0 => u32::try_from(settings.rooms.max_clients).unwrap_or(u32::MAX),
+            own => own,
+        }
+    }
+
     /// A message of this sender is on its way to the store.
     pub(crate) fn hold(&self, sender_id: &str) {
         self.held.count.fetch_add(1, Relaxed);
@@ -120,12 +129,12 @@ pub struct RoomInfo {
     pub member_count: usize,
 }
 
-impl From<&Room> for RoomInfo {
-    fn from(room: &Room) -> Self {
+impl RoomInfo {
+    pub(crate) fn new(room: &Room, settings: &Settings) -> Self {
         Self {
             id: room.id.to_string(),
             name: room.name.to_string(),
-            max_clients: room.max_clients,
+            max_clients: room.max_members(settings),
             member_count: room.fanout.len(),
         }
     }
@@ -184,10 +193,9 @@ impl Core {
         let room = match self.rooms.by_id.entry(id.clone()) {
             Entry::Occupied(entry) => return Ok((Arc::clone(entry.get()), false)),
             Entry::Vacant(entry) => {
-                let default_max = u32::try_from(settings.rooms.max_clients).unwrap_or(u32::MAX);
                 let room = Arc::new(Room {
                     name: options.name.map_or_else(|| room_id.into(), String::into_boxed_str),
-                    max_clients: options.max_clients.filter(|&max| max > 0).unwrap_or(default_max),
+                    max_clients: options.max_clients.unwrap_or_default(),
                     is_automatic,
                     fanout: self.fanouts.fanout(),
                     held: Held::default(),
@@ -232,7 +240,8 @@ impl Core {
                 Some(room) => room,
                 None => self.room_for_join(session, room_id, by_request)?,
             };
-            let max_rooms = self.settings().limits.rooms_per_connection;
+            let settings = self.settings();
+            let max_rooms = settings.limits.rooms_per_connection;
             let mut result = Ok(());
             let mut is_stale = false;
             let deleted = || {
@@ -262,7 +271,7 @@ impl Core {
                     _ => Vec::new(),
                 };
                 let unsent = |frames: Vec<u8>| Some(frames).filter(|frames| !frames.is_empty());
-                let max = (room.max_clients > 0).then_some(room.max_clients as usize);
+                let max = Some(room.max_members(&settings) as usize).filter(|&max| max > 0);
                 match room.fanout.join(SessionRef(Arc::clone(session)), max) {
                     Ok(slot) => joined.add(Seat { room: Arc::clone(&room), slot }),
                     Err(JoinError::Full) => {
@@ -302,7 +311,7 @@ impl Core {
     fn room_for_join(&self, session: &Session, room_id: &str, by_request: bool) -> Result<Arc<Room>, ErrorReply> {
         let may_create = by_request
             && self.settings().rooms.auto_create
-            && session.permissions.allows_room(Permission::CreateRoom, room_id);
+            && session.grant().permissions.allows_room(Permission::CreateRoom, room_id);
         if !may_create {
             return Err(ErrorCode::RoomNotFound.into());
         }

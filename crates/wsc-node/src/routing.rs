@@ -10,7 +10,7 @@ use wsc_delivery::mailbox::{Kind, Letter};
 use wsc_failure::FailureEvent;
 use wsc_protocol::{
     ErrorCode, ErrorReply, Event, EventType, FailureInfo, FailureReason, Fate, HubMessage, Id, MessageInfo, Priority,
-    UserType, encode::Delivery,
+    TraceContext, UserType, encode::Delivery,
 };
 use wsc_transport::{Encoded, PublishError, QueuePolicy, Sent};
 
@@ -44,6 +44,9 @@ pub struct SendOptions {
     pub max_retries: Option<u32>,
     /// Makes a repeated send harmless: within `idempotency.window` the same key gets the first answer again.
     pub idempotency_key: Option<String>,
+    /// The distributed trace that it belongs to: what becomes of it is told to
+    /// [`HubBuilder::span_sink`](crate::HubBuilder::span_sink), and webhooks carry it on.
+    pub trace: Option<TraceContext>,
 }
 
 impl SendOptions {
@@ -96,6 +99,13 @@ impl SendOptions {
         self
     }
 
+    /// Says which distributed trace it belongs to.
+    #[must_use]
+    pub fn trace(mut self, context: TraceContext) -> Self {
+        self.trace = Some(context);
+        self
+    }
+
     pub(crate) fn reliability(&self) -> Reliability<'_> {
         Reliability {
             require_ack: self.require_ack,
@@ -103,6 +113,7 @@ impl SendOptions {
             ttl: self.ttl,
             max_retries: self.max_retries,
             idempotency_key: self.idempotency_key.as_deref(),
+            trace: self.trace,
         }
     }
 
@@ -237,7 +248,7 @@ impl Core {
             Ok(sent) => sent,
             Err(watch) => return Ok(self.away(&plain, watch)),
         };
-        if let Some(from) = direct.from.filter(|from| from.user.id.as_str() != direct.target) {
+        if let Some(from) = direct.from.filter(|from| from.user().id.as_str() != direct.target) {
             Self::echo(from, &delivery, direct.target);
         }
         self.note_plain(&plain, fate, is_tracked);
@@ -246,7 +257,7 @@ impl Core {
 
     /// Shows a message to a connection whose user has no inbox: now or never.
     pub(crate) fn show_live(self: &Arc<Self>, record: &Record<'_>, id: Uuid, session: Arc<Session>) {
-        let user = Arc::clone(&session.user);
+        let user = Arc::clone(&session.user());
         let direct = Direct {
             message_type: record.message_type,
             sender_id: record.sender_id,
@@ -305,7 +316,7 @@ impl Core {
             Transit::new(self, plain.id, body, user_id.clone(), plain.is_remembered(), watch.take(), plain.max_retries)
         };
         for session in recipients.as_slice() {
-            let mut track = || Some(transit.get_or_insert_with(|| begin(&session.user.id)).wait_on_one_more());
+            let mut track = || Some(transit.get_or_insert_with(|| begin(&session.user().id)).wait_on_one_more());
             match session.offer(frame, plain.record.priority, false, &mut track) {
                 Sent::Written => written += 1,
                 Sent::Dropped => {
@@ -323,7 +334,7 @@ impl Core {
             return Err(watch.take());
         }
         if written == 0 && !dropped.is_empty() && self.may_retry(FailureReason::QueueFull, plain.max_retries) {
-            let transit = transit.get_or_insert_with(|| begin(&dropped[0].user.id));
+            let transit = transit.get_or_insert_with(|| begin(&dropped[0].user().id));
             transit.hold();
             self.retry(Arc::clone(transit), frame.plain().to_vec(), std::mem::take(&mut dropped));
         }
@@ -425,7 +436,7 @@ impl Core {
 
     /// Shows a direct message to the sender's other connections.
     pub(crate) fn echo(from: &Arc<Session>, delivery: &Delivery<'_>, target: &str) {
-        let Recipients::Many(sessions) = from.user.recipients() else { return };
+        let Recipients::Many(sessions) = from.user().recipients() else { return };
         let delivery = Delivery { echo_target: Some(target), ..*delivery };
         with_message(&delivery, |frame| {
             for session in sessions.iter().filter(|s| !Arc::ptr_eq(s, from)) {
@@ -490,7 +501,7 @@ impl Core {
         seat: &Seat,
         content: &RawValue,
     ) -> Result<(Uuid, usize), ErrorReply> {
-        self.publish_room(seat, "room_message", session.user.id.as_str(), content, true)
+        self.publish_room(seat, "room_message", session.user().id.as_str(), content, true, None)
     }
 
     /// Sends a connection's message to the other members of its room, with wishes.
@@ -507,7 +518,7 @@ impl Core {
                 seat,
                 sender: Some(session),
                 message_type: "room_message",
-                sender_id: session.user.id.as_str(),
+                sender_id: session.user().id.as_str(),
                 content,
                 wish,
                 via: Via::Client,
@@ -547,8 +558,10 @@ impl Core {
         sender_id: &str,
         content: &RawValue,
         exclude_seat: bool,
+        trace: Option<TraceContext>,
     ) -> Result<(Uuid, usize), ErrorReply> {
         let id = Uuid::now_v7();
+        self.traced.begin(id, trace);
         let room = &seat.room;
         let delivery = Delivery {
             room_id: Some(room.id.as_str()),
@@ -590,6 +603,7 @@ impl Core {
         let message_type = options.message_type.as_deref().unwrap_or("broadcast");
         let sender_id = options.sender_id.as_deref().unwrap_or(SYSTEM);
         let delivery = Delivery::new(Uuid::now_v7(), message_type, sender_id, content, now_ms());
+        self.traced.begin(delivery.id, options.trace);
         let recipients = with_message(&delivery, |frame| self.publish_everywhere(user_type, |_| frame))?;
         self.note_broadcast(&delivery, recipients);
         Ok((delivery.id, recipients))

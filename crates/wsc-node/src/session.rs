@@ -4,32 +4,37 @@ use std::{
     fmt, mem,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
 };
 
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use uuid::Uuid;
-use wsc_auth::Permissions;
 use wsc_protocol::{ClientId, ClientInfo, Priority, UserType};
 use wsc_transport::{Encoded, Member, Outbound, Sent, Settle, Slot, Terms};
 
-use crate::{rooms::Room, users::User};
+use crate::{admission::ANONYMOUS, grant::Grant, rooms::Room, users::User};
 
 /// One open connection. There are many of these: every byte counts.
 pub(crate) struct Session {
     /// Hub-wide unique id (UUIDv7); its time is that of the connection.
     pub(crate) id: Uuid,
-    pub(crate) user: Arc<User>,
+    /// Whose it is. It changes once at most: when somebody without a name gives one.
+    user: ArcSwap<User>,
     /// Without a client id of its own the connection goes by the session's id, which costs nothing to keep.
     pub(crate) names: Names,
-    pub(crate) permissions: Permissions,
+    /// What it may do, until when.
+    grant: ArcSwap<Grant>,
     pub(crate) outbound: Outbound,
-    pub(crate) user_type: UserType,
     /// Whether it selected the subprotocol `wsc.v1`.
     pub(crate) speaks_v1: bool,
+    /// Whether it was told that its token has run out.
+    is_told_of_expiry: AtomicBool,
     /// Bad frames in a row.
-    pub(crate) bad_frames: AtomicU8,
+    bad_frames: AtomicU8,
+    /// Its place in the fan-out of all connections like it.
+    pub(crate) everyone_slot: AtomicU32,
     pub(crate) joined: Mutex<Joined>,
 }
 
@@ -166,6 +171,63 @@ impl Names {
 }
 
 impl Session {
+    pub(crate) fn new(
+        id: Uuid,
+        user: Arc<User>,
+        names: Names,
+        grant: Arc<Grant>,
+        outbound: Outbound,
+        speaks_v1: bool,
+    ) -> Self {
+        Self {
+            id,
+            user: ArcSwap::new(user),
+            names,
+            grant: ArcSwap::new(grant),
+            outbound,
+            speaks_v1,
+            is_told_of_expiry: AtomicBool::new(false),
+            bad_frames: AtomicU8::new(0),
+            everyone_slot: AtomicU32::new(u32::MAX),
+            joined: Mutex::default(),
+        }
+    }
+
+    /// Whose it is.
+    pub(crate) fn user(&self) -> Guard<Arc<User>> {
+        self.user.load()
+    }
+
+    /// What it may do, until when.
+    pub(crate) fn grant(&self) -> Guard<Arc<Grant>> {
+        self.grant.load()
+    }
+
+    pub(crate) fn user_type(&self) -> UserType {
+        self.grant.load().user_type
+    }
+
+    /// Whether it came without a token to a hub that knows tokens.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.grant().token.is_none() && self.user().id.as_str().starts_with(ANONYMOUS)
+    }
+
+    /// From now on it is this user's. Only the task that reads from it may call this.
+    pub(crate) fn become_user(&self, user: Arc<User>) {
+        self.user.store(user);
+    }
+
+    /// From now on it may do this, until then.
+    pub(crate) fn renew(&self, grant: Arc<Grant>) {
+        self.grant.store(grant);
+        self.is_told_of_expiry.store(false, Relaxed);
+    }
+
+    /// Whether it has not been told of its token's end before; from now on it counts as told.
+    pub(crate) fn is_first_told_of_expiry(&self) -> bool {
+        !self.is_told_of_expiry.swap(true, Relaxed)
+    }
+
     pub(crate) fn client_id(&self) -> ClientId {
         match self.names.client_id() {
             Some(given) => ClientId::Given(given.into()),
@@ -191,10 +253,10 @@ impl Session {
 
     pub(crate) fn info(&self) -> ClientInfo {
         ClientInfo {
-            user_id: self.user.id.clone(),
+            user_id: self.user().id.clone(),
             client_id: self.client_id(),
             session: self.id,
-            user_type: self.user_type,
+            user_type: self.user_type(),
             device_id: self.names.device_id().map(str::to_owned),
         }
     }
@@ -238,7 +300,7 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("id", &self.id)
-            .field("user_id", &self.user.id)
+            .field("user_id", &self.user().id)
             .field("client_id", &self.client_id())
             .finish_non_exhaustive()
     }

@@ -9,8 +9,6 @@ use wsc_failure::{AlertConfig, FailureRouterConfig};
 use wsc_store::InboxLimits;
 use wsc_transport::{QueuePolicy, TransportConfig};
 
-use crate::retry::Retries;
-
 /// `has_inbox`: what finds a full queue has a place to go.
 pub(crate) fn transport(settings: &Settings, has_inbox: bool) -> TransportConfig {
     let mut config = TransportConfig::default();
@@ -56,7 +54,7 @@ pub(crate) fn alerts(settings: &Settings) -> Option<AlertConfig> {
 }
 
 /// The retry policy with its budget, which starts to count now.
-pub(crate) fn retries(settings: &Settings) -> Result<Retries, String> {
+pub(crate) fn retry_policy(settings: &Settings) -> Result<(RetryPolicy, RetryBudget), String> {
     let mut config = RetryConfig::default();
     config.max_retries = settings.max_retries;
     config.base_delay = settings.base_delay;
@@ -68,7 +66,7 @@ pub(crate) fn retries(settings: &Settings) -> Result<Retries, String> {
     let policy = RetryPolicy::new(config).map_err(|e| e.to_string())?;
     let RetryBudgetSettings { ratio, min_per_second, .. } = settings.retry_budget;
     let budget = RetryBudget::new(ratio, min_per_second.into(), Instant::now()).map_err(|e| e.to_string())?;
-    Ok(Retries::new(policy, budget))
+    Ok((policy, budget))
 }
 
 /// How mailboxes behave.

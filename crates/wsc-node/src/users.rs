@@ -124,6 +124,32 @@ impl Users {
         came: impl FnOnce(),
     ) -> Attached {
         self.connections_total.fetch_add(1, Relaxed);
+        self.add(user_id, limit, |user| Arc::new(make(user)), came)
+    }
+
+    /// Adds a connection that has been [removed](Self::detach) from another user. As [`attach`](Self::attach), but it
+    /// is no new connection.
+    pub(crate) fn move_to(
+        &self,
+        user_id: &Id,
+        session: &Arc<Session>,
+        limit: UserLimit,
+        came: impl FnOnce(),
+    ) -> Attached {
+        let own = |user| {
+            session.become_user(user);
+            Arc::clone(session)
+        };
+        self.add(user_id, limit, own, came)
+    }
+
+    fn add(
+        &self,
+        user_id: &Id,
+        limit: UserLimit,
+        make: impl FnOnce(Arc<User>) -> Arc<Session>,
+        came: impl FnOnce(),
+    ) -> Attached {
         let newcomer = User { id: user_id.clone(), sessions: Mutex::default() };
         // The map's shard stays locked until the connection is in, so that the user cannot be removed meanwhile.
         let entry = match self.by_id.entry(ById(Arc::new(newcomer))) {
@@ -131,7 +157,7 @@ impl Users {
             Entry::Vacant(entry) => entry.insert(()),
         };
         let user = Arc::clone(&entry.key().0);
-        let session = Arc::new(make(Arc::clone(&user)));
+        let session = make(Arc::clone(&user));
         let mut sessions = user.sessions.lock();
         let given = session.names.client_id();
         let old = given.and_then(|given| sessions.iter().position(|s| s.is_client(given)));
@@ -161,7 +187,7 @@ impl Users {
     /// can add another; it must not look into this table.
     pub(crate) fn detach(&self, session: &Arc<Session>, went: impl FnOnce()) {
         let mut was_there = false;
-        self.by_id.remove_if(session.user.id.as_str(), |ById(user), ()| {
+        self.by_id.remove_if(session.user().id.as_str(), |ById(user), ()| {
             let mut sessions = user.sessions.lock();
             if let Some(at) = sessions.iter().position(|s| Arc::ptr_eq(s, session)) {
                 sessions.swap_remove(at);
@@ -183,6 +209,13 @@ impl Users {
 
     pub(crate) fn session(&self, id: Uuid) -> Option<Arc<Session>> {
         self.by_id.iter().find_map(|user| user.key().0.sessions.lock().iter().find(|s| s.id == id).cloned())
+    }
+
+    /// Calls `visit` with every connection, in no order. It must not look into this table.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&Arc<Session>)) {
+        for user in &self.by_id {
+            user.key().0.sessions.lock().iter().for_each(&mut visit);
+        }
     }
 
     /// Every connection at this moment, in no order.

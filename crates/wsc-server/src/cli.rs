@@ -12,7 +12,10 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use wsc_hub::config::{self, ConfigError, Source, Strictness};
 
-use crate::serve;
+use crate::{
+    serve,
+    token::{CheckTokenArgs, GenTokenArgs},
+};
 
 /// A WebSocket hub where every message has a known fate.
 #[derive(Debug, Parser)]
@@ -38,6 +41,10 @@ enum Command {
     },
     /// Print a settings file with every key, its meaning and its default
     DefaultConfig,
+    /// Make a token, signed with the key in the settings
+    GenToken(Box<GenTokenArgs>),
+    /// Say whom a token speaks for, or what is wrong with it
+    CheckToken(CheckTokenArgs),
     /// Measure a hub, or another server that speaks its protocol
     ///
     /// Without --url a scenario starts a hub of its own, measures it and ends it: `wsc bench fanout` alone is enough.
@@ -63,6 +70,8 @@ pub(crate) struct ServeArgs {
 pub(crate) enum Failure {
     /// The settings are wrong: exit code 2.
     Settings(ConfigError),
+    /// What was asked for cannot be done with these settings and arguments: exit code 2.
+    Usage(anyhow::Error),
     /// Anything else: exit code 1.
     Other(anyhow::Error),
 }
@@ -70,7 +79,7 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Settings(_) => ExitCode::from(2),
+            Self::Settings(_) | Self::Usage(_) => ExitCode::from(2),
             Self::Other(_) => ExitCode::FAILURE,
         }
     }
@@ -80,7 +89,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Settings(error) => fmt::Display::fmt(error, f),
-            Self::Other(error) => write!(f, "{error:#}"),
+            Self::Usage(error) | Self::Other(error) => write!(f, "{error:#}"),
         }
     }
 }
@@ -103,7 +112,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => {
             let source = Source::locate(args.config);
             let settings = config::load(&source, args.profile.as_deref(), Strictness::Strict, config::environment())?;
-            serve::run(&settings, &source)?;
+            serve::run(settings, source, args.profile)?;
             Ok(())
         }
         Command::CheckConfig { file, profile } => {
@@ -112,6 +121,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             say(&format!("{source}: ok\n"))
         }
         Command::DefaultConfig => say(&config::default_config()),
+        Command::GenToken(args) => args.run(),
+        Command::CheckToken(args) => args.run(),
         #[cfg(feature = "bench")]
         Command::Bench(args) => {
             let program = wsc_bench::Program {
@@ -126,7 +137,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Prints what was asked for; a reader that went away early is no failure.
-fn say(text: &str) -> Result<(), Failure> {
+pub(crate) fn say(text: &str) -> Result<(), Failure> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(anyhow::Error::new(e).into()),
         _ => Ok(()),

@@ -5,6 +5,7 @@ mod log;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod serve;
+mod token;
 
 use std::process::ExitCode;
 

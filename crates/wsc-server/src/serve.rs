@@ -3,18 +3,23 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
-use wsc_hub::{Hub, Settings, config::Source, store::Opened};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use wsc_hub::{
+    Hub, Settings,
+    config::{self, Source, Strictness},
+    store::Opened,
+};
 
 use crate::log;
 
-/// Serves with these settings; returns after a shutdown in order.
-pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
-    log::init(&settings.log);
+/// Serves with these settings, and follows their source; returns after a shutdown in order.
+pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -> anyhow::Result<()> {
+    let log = log::init(&settings.log);
     quiet_guarded_panics();
     let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -24,17 +29,24 @@ pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         // Asked for first: a signal that comes while the hub starts must not end it half-way.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut builder = Hub::builder().settings(settings.clone());
-        if let Some((inbox, opened)) = wsc_hub::open_inbox(settings)? {
-            report(settings, &opened);
-            builder = builder.inbox(inbox);
-        }
+        let mut ending = Ending::new()?;
+        let hangup = signal(SignalKind::hangup())?;
+        let assembled = wsc_hub::assemble(settings.clone())?;
+        report(&settings, &assembled.found);
+        let again = source.clone();
+        let load = move || config::reload(&again, profile.as_deref(), Strictness::Strict, config::environment());
+        let builder = assembled.builder.settings_source(load).reloadable(Arc::new(log));
+        #[cfg(feature = "otlp")]
+        let spans = crate::otlp::OtlpSpans::from_env(settings.node_id.as_str())?;
+        #[cfg(feature = "otlp")]
+        let builder = match &spans {
+            Some(spans) => builder.span_sink(Arc::clone(spans) as Arc<dyn wsc_hub::events::SpanSink>),
+            None => builder,
+        };
         let hub = builder.start().await?;
         let address = hub.listen(settings.listen)?;
         let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
-        greet(settings, source, address, internal);
+        greet(&settings, &source, address, internal);
         if let Some(limit) = descriptors.filter(|&limit| limit < settings.max_connections) {
             tracing::warn!(
                 max_connections = settings.max_connections,
@@ -43,19 +55,59 @@ pub(crate) fn run(settings: &Settings, source: &Source) -> anyhow::Result<()> {
             );
         }
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = ending.wanted() => {}
+            () = follow(&hub, &source, hangup) => {}
         }
         tracing::info!("shutting down; a second signal ends at once");
         tokio::select! {
             () = hub.shutdown() => {
+                #[cfg(feature = "otlp")]
+                if let Some(spans) = &spans {
+                    spans.shutdown().await;
+                }
                 tracing::info!("bye");
                 Ok(())
             }
-            _ = terminate.recv() => Err(anyhow::anyhow!("ended by a second signal")),
-            _ = interrupt.recv() => Err(anyhow::anyhow!("ended by a second signal")),
+            () = ending.wanted() => Err(anyhow::anyhow!("ended by a second signal")),
         }
     })
+}
+
+/// The signals that end a server.
+struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ending {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Somebody wants the server to end.
+    async fn wanted(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Reads the settings anew when they change, and when a signal asks for it. Ends only when the hub does.
+async fn follow(hub: &Hub, source: &Source, mut hangup: Signal) {
+    let watching = async {
+        if let Err(error) = wsc_hub::follow_settings(hub, source).await {
+            tracing::warn!(%error, "changes of the settings are not noticed; SIGHUP and the API still work");
+            std::future::pending::<()>().await;
+        }
+    };
+    let asked = async {
+        while hangup.recv().await.is_some() {
+            // What came of it, the hub has said.
+            let _ = hub.reload().await;
+        }
+    };
+    tokio::join!(watching, asked);
 }
 
 /// A damaged inbox file can make the database panic. That is caught and becomes an error, which says more to an operator

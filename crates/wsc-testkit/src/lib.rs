@@ -10,6 +10,7 @@
 //!   answered.
 //! * [`TokenKey`] mints tokens, good ones and forged ones, and [`KeySetServer`] is the identity provider that publishes
 //!   its keys.
+//! * [`WebhookReceiver`] is what webhooks are posted to: it answers as it is told, or is away.
 //!
 //! It knows nothing of the hub's crates: what a test asserts is what goes over
 //! the socket. Every wait ends after [`WAIT`] with a panic that shows what was
@@ -39,6 +40,7 @@ mod server;
 mod tls;
 mod token;
 mod wait;
+mod webhook;
 
 pub use client::{Client, ConnectOptions, Inbound};
 pub use frame::{Frame, LengthForm, RawFrame};
@@ -50,3 +52,4 @@ pub use server::{Launch, ServerProcess};
 pub use tls::TlsIdentity;
 pub use token::{TokenKey, claims, unix_now};
 pub use wait::{WAIT, eventually, within};
+pub use webhook::{Answer, Post, WebhookReceiver};

@@ -595,6 +595,15 @@ impl Conn {
         self.last_read.store(self.shared.now(), Relaxed);
     }
 
+    /// What it has been silent so far does not count.
+    pub(crate) fn pardon(&self) {
+        let (heard, now) = (self.last_read.load(Relaxed), self.shared.now());
+        if elapsed(heard, now) > 0 {
+            // Where it is heard of at this moment, that is just as good.
+            let _ = self.last_read.compare_exchange(heard, now, Relaxed, Relaxed);
+        }
+    }
+
     /// Nobody reads for a while: the peer cannot be called silent until [`heard`](Self::heard).
     pub(crate) fn stop_listening(&self) {
         self.last_read.store(self.shared.now().wrapping_add(FAR_FUTURE), Relaxed);
@@ -702,7 +711,7 @@ const MAX_SLICES: usize = 32;
 
 /// After so many writes a connection turns to reading: who feeds its queue as fast as the peer empties it must not
 /// keep it from hearing the peer.
-const WRITES_PER_POLL: usize = 32;
+const WRITES_PER_POLL: usize = 8;
 
 /// Twelve days of ticks, which still compare as later.
 const FAR_FUTURE: u32 = u32::MAX / 4;

@@ -62,7 +62,7 @@ enum Hearing {
 enum Turn {
     /// There may be more to do.
     Again,
-    /// The message budget of this poll is used up.
+    /// There is more to do when others have run.
     Yield,
     /// The peer's stream has ended.
     Ended(DisconnectReason),
@@ -95,11 +95,11 @@ impl<H: Handler> Connection<H> {
         connection
     }
 
-    /// One turn: decodes what is there, else reads. Adds to `inflated` what it inflates.
-    fn poll_turn(&mut self, cx: &mut Context<'_>, inflated: &mut usize) -> Poll<io::Result<Turn>> {
+    /// One turn: decodes what is there, else reads.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, allowance: &mut Allowance) -> Poll<io::Result<Turn>> {
         if self.has_more && !self.unread.is_empty() {
             let mut unread = mem::take(&mut self.unread);
-            let (used, turn) = self.decode(&mut unread, inflated);
+            let (used, turn) = self.decode(&mut unread, allowance);
             self.keep_unread(unread, used);
             return Poll::Ready(Ok(turn));
         }
@@ -109,21 +109,26 @@ impl<H: Handler> Connection<H> {
             if len == 0 {
                 return Poll::Ready(Ok(Turn::Ended(DisconnectReason::ReadError)));
             }
-            let shared = &self.conn.shared;
-            self.conn.heard();
-            shared.stats.bytes_in.fetch_add(len as u64, Relaxed);
+            self.conn.shared.stats.bytes_in.fetch_add(len as u64, Relaxed);
+            allowance.bytes = allowance.bytes.saturating_sub(len);
             let fresh = &mut scratch[..len];
-            let turn = if self.unread.is_empty() {
-                let (used, turn) = self.decode(fresh, inflated);
+            let before = self.unread.len();
+            let (used, turn) = if self.unread.is_empty() {
+                let (used, turn) = self.decode(fresh, allowance);
                 self.unread = fresh[used..].to_vec();
-                turn
+                (used, turn)
             } else {
                 let mut unread = mem::take(&mut self.unread);
                 unread.extend_from_slice(fresh);
-                let (used, turn) = self.decode(&mut unread, inflated);
+                let (used, turn) = self.decode(&mut unread, allowance);
                 self.keep_unread(unread, used);
-                turn
+                (used, turn)
             };
+            // Bytes alone are no life: who never ends a frame is as good as silent. A long one on a slow line is heard
+            // of from time to time.
+            if (used > 0 || self.unread.len() / PROGRESS > before / PROGRESS) && self.waiting.is_none() {
+                self.conn.heard();
+            }
             Poll::Ready(Ok(turn))
         })
     }
@@ -167,13 +172,12 @@ impl<H: Handler> Connection<H> {
     }
 
     /// Hands out the messages that `input` starts with. Returns how many bytes are done with.
-    fn decode(&mut self, input: &mut [u8], inflated: &mut usize) -> (usize, Turn) {
+    fn decode(&mut self, input: &mut [u8], allowance: &mut Allowance) -> (usize, Turn) {
         let max_message_size = self.conn.shared.limits.max_message_size();
         let deflate = self.conn.deflates();
         let mut used = 0;
-        let mut messages = 0;
         while self.hearing == Hearing::Frames {
-            if messages == MESSAGES_PER_POLL || *inflated >= INFLATED_PER_POLL {
+            if allowance.frames == 0 || allowance.inflated == 0 {
                 self.has_more = true;
                 break;
             }
@@ -188,7 +192,9 @@ impl<H: Handler> Connection<H> {
                 Decoded::Text(text) => self.hand_out(Message::Text(text)),
                 Decoded::Binary(bytes) => self.hand_out(Message::Binary(bytes)),
                 Decoded::Assembled(message) => {
-                    *inflated += if deflate { message.len() } else { 0 };
+                    if deflate {
+                        allowance.inflated = allowance.inflated.saturating_sub(message.len());
+                    }
                     match message {
                         tungstenite::Message::Text(text) => self.hand_out(Message::Text(&text)),
                         other => self.hand_out(Message::Binary(&other.into_data())),
@@ -210,7 +216,7 @@ impl<H: Handler> Connection<H> {
                     Next::Read
                 }
             };
-            messages += 1;
+            allowance.frames -= 1;
             if let Next::Wait(future) = next {
                 self.waiting = Some(future);
                 self.has_more = true;
@@ -254,8 +260,8 @@ impl<H: Handler> Connection<H> {
 
     /// Drives the connection as far as it goes; `Ready` is its end.
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectReason> {
-        let mut inflated = 0;
-        for _ in 0..TURNS_PER_POLL {
+        let mut allowance = Allowance::default();
+        while allowance.take_turn() {
             let (phase, has_backlog) = self.conn.attend(cx);
             if phase != Phase::Open {
                 let cause = self.conn.cause().unwrap_or(DisconnectReason::ReadError);
@@ -292,7 +298,7 @@ impl<H: Handler> Connection<H> {
                 self.waiting = None;
                 self.conn.heard();
             }
-            match ready!(self.poll_turn(cx, &mut inflated)) {
+            match ready!(self.poll_turn(cx, &mut allowance)) {
                 Ok(Turn::Again) => {}
                 Ok(Turn::Yield) => {
                     cx.waker().wake_by_ref();
@@ -359,14 +365,36 @@ fn with_scratch<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
 /// One for each thread, so that an idle connection needs none.
 const SCRATCH_SIZE: usize = 64 << 10;
 
-/// After so many messages a connection lets others run.
-const MESSAGES_PER_POLL: usize = 64;
+/// What a connection may still do before it lets others run: a stream may always have more.
+struct Allowance {
+    turns: usize,
+    /// Messages, mostly.
+    frames: usize,
+    /// To be read.
+    bytes: usize,
+    /// Counted apart: few bytes on the wire may be many messages, each as large as one can be.
+    inflated: usize,
+}
 
-/// And after so many inflated bytes: few bytes on the wire may be many messages, each as large as one can be.
-const INFLATED_PER_POLL: usize = 256 << 10;
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { turns: 64, frames: 64, bytes: 64 << 10, inflated: 256 << 10 }
+    }
+}
 
-/// After so many reads or waits it does so too: a stream may always have more.
-const TURNS_PER_POLL: usize = 64;
+impl Allowance {
+    /// Begins another read or wait. Returns false where others have to run first.
+    fn take_turn(&mut self) -> bool {
+        if self.turns == 0 || self.frames == 0 || self.bytes == 0 || self.inflated == 0 {
+            return false;
+        }
+        self.turns -= 1;
+        true
+    }
+}
+
+/// So many bytes of a frame that is not complete yet are a sign of life.
+const PROGRESS: usize = 16 << 10;
 
 /// Ends every connection at once.
 pub(crate) fn abort_all(shared: &Shared) {

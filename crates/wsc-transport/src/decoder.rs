@@ -133,6 +133,13 @@ impl Decoder {
                 };
                 if in_fragments {
                     assembly.in_fragments = true;
+                    if opcode < OP_CLOSE {
+                        // Each counts as a byte at least: empty ones would otherwise come for ever.
+                        assembly.weight += header.payload_len.max(1) as usize;
+                        if assembly.weight > max_len {
+                            decoded = Decoded::Violation(Violation::too_big(max_message_size));
+                        }
+                    }
                     if is_packed {
                         assembly.packed = Some(opcode);
                     }
@@ -154,6 +161,8 @@ impl Decoder {
 struct Assembly {
     context: WebSocketContext,
     in_fragments: bool,
+    /// What the fragments so far come to.
+    weight: usize,
     /// What the message's first frame was, where it is compressed.
     packed: Option<u8>,
 }
@@ -164,7 +173,12 @@ impl Assembly {
             .read_buffer_size(READ_BUFFER_SIZE)
             .max_message_size(Some(max_message_size))
             .max_frame_size(Some(max_message_size.max(125)));
-        Self { context: WebSocketContext::new(Role::Server, Some(config)), in_fragments: false, packed: None }
+        Self {
+            context: WebSocketContext::new(Role::Server, Some(config)),
+            in_fragments: false,
+            weight: 0,
+            packed: None,
+        }
     }
 
     /// Gives the context one whole frame.

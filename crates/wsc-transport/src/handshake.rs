@@ -8,16 +8,18 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::Poll,
 };
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use parking_lot::Mutex;
+use rustls::server::Acceptor;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::Notify,
+    sync::{Notify, Semaphore},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tungstenite::handshake::{derive_accept_key, machine::TryParse};
 use wsc_protocol::{CloseReason, ErrorCode};
 
@@ -30,6 +32,7 @@ use crate::{
     service::{Admission, Peer, Service},
     shared::Limits,
     stats::count,
+    tls::TlsConfig,
     transport::Inner,
 };
 
@@ -190,6 +193,39 @@ impl<S: Service> Drop for PendingGuard<S> {
     }
 }
 
+/// Whose turn it is among handshakes.
+///
+/// What costs time (the certificate's signature, the decision) is done a few at a time, in the order in which it became
+/// possible. The others are not even ready to run meanwhile: however many clients come at once, only so many stand
+/// between two messages of those who are there.
+pub(crate) struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(TURNS))
+    }
+}
+
+impl Turns {
+    /// Returns when everybody has had a turn who waits for one now.
+    pub(crate) async fn pass(&self) {
+        // It is never closed.
+        let _ = self.0.acquire().await;
+    }
+
+    /// Begins `work` when it is its turn. The turn is over when it waits for something: that costs nobody anything.
+    async fn take<F: Future>(&self, work: F) -> F::Output {
+        let turn = self.0.acquire().await;
+        let mut work = std::pin::pin!(work);
+        let begun = std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
+        drop(turn);
+        match begun {
+            Poll::Ready(output) => output,
+            Poll::Pending => work.await,
+        }
+    }
+}
+
 /// What a socket turned out to be.
 enum Outcome<S: Service> {
     Open(Box<Connection<S::Handler>>),
@@ -207,7 +243,7 @@ pub(crate) type Handshake<H> = Pin<Box<dyn Future<Output = Option<Box<Connection
 pub(crate) fn handshake<S: Service>(
     transport: Arc<Inner<S>>,
     socket: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<TlsConfig>,
     peer: Peer,
 ) -> impl Future<Output = Option<Box<Connection<S::Handler>>>> + Send {
     let (key, cut, was_cut) = transport.pending.enter(transport.shared.limits.pending_handshakes());
@@ -223,7 +259,7 @@ async fn drive<S: Service>(
     guard: PendingGuard<S>,
     cut: Arc<Notify>,
     socket: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<TlsConfig>,
     peer: Peer,
 ) -> Option<Box<Connection<S::Handler>>> {
     let stats = &transport.shared.stats;
@@ -258,7 +294,7 @@ async fn drive<S: Service>(
 async fn begin<S: Service>(
     transport: &Arc<Inner<S>>,
     socket: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<TlsConfig>,
     peer: Peer,
 ) -> io::Result<Outcome<S>> {
     socket.set_nodelay(true)?;
@@ -266,10 +302,15 @@ async fn begin<S: Service>(
         None => {
             let mut socket = socket;
             let head = read_head(&mut socket).await?;
-            decide(transport, Transfer::Tcp(socket), head, peer).await
+            transport.turns.take(decide(transport, Transfer::Tcp(socket), head, peer)).await
         }
         Some(tls) => {
-            let mut stream = match tls.accept(socket).await {
+            let accepted = async {
+                // Only who has said all of its hello is worth a signature.
+                let hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+                transport.turns.take(async { hello.into_stream(tls.0).await }).await
+            };
+            let mut stream = match accepted.await {
                 Ok(stream) => stream,
                 Err(e) => {
                     count(&transport.shared.stats.handshakes_tls);
@@ -278,7 +319,7 @@ async fn begin<S: Service>(
                 }
             };
             let head = read_head(&mut stream).await?;
-            decide(transport, Transfer::Stream(Box::new(stream)), head, peer).await
+            transport.turns.take(decide(transport, Transfer::Stream(Box::new(stream)), head, peer)).await
         }
     }
 }
@@ -435,6 +476,9 @@ fn is_for(head: &[u8], path: &str) -> bool {
         .and_then(|rest| rest.strip_prefix(path.as_bytes()))
         .is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'?')))
 }
+
+/// Handshakes that are worked on at a time. A signature takes up to a millisecond, all the rest some microseconds.
+const TURNS: usize = 8;
 
 /// Longest request head that is read; what HTTP servers commonly take.
 const MAX_HEAD_LEN: usize = 16 << 10;

@@ -22,6 +22,7 @@ pub struct TransportStats {
     pub(crate) handshakes_malformed: AtomicU64,
     pub(crate) handshakes_aborted: AtomicU64,
     pub(crate) handshakes_tls: AtomicU64,
+    pub(crate) accepts_failed: AtomicU64,
 }
 
 impl TransportStats {
@@ -64,14 +65,16 @@ impl TransportStats {
         ]
     }
 
-    /// Handshakes that failed before the layer above saw them, by reason.
-    pub fn handshake_failures(&self) -> [(&'static str, u64); 5] {
+    /// Handshakes that failed before the layer above saw them, by reason. Under `accept` stand attempts to accept a
+    /// connection that failed, twenty a second at most: the process is out of descriptors.
+    pub fn handshake_failures(&self) -> [(&'static str, u64); 6] {
         [
             ("timeout", self.handshakes_timed_out.load(Relaxed)),
             ("too_many_pending", self.handshakes_cut.load(Relaxed)),
             ("malformed", self.handshakes_malformed.load(Relaxed)),
             ("aborted", self.handshakes_aborted.load(Relaxed)),
             ("tls", self.handshakes_tls.load(Relaxed)),
+            ("accept", self.accepts_failed.load(Relaxed)),
         ]
     }
 }

@@ -4,11 +4,10 @@ use std::{fmt, path::Path, sync::Arc};
 
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio_rustls::TlsAcceptor;
 
 /// A certificate chain and its key, ready to serve.
 #[derive(Clone)]
-pub struct TlsConfig(Arc<ServerConfig>);
+pub struct TlsConfig(pub(crate) Arc<ServerConfig>);
 
 impl TlsConfig {
     /// Reads PEM files: the certificate chain, leaf first, and its private key.
@@ -36,10 +35,6 @@ impl TlsConfig {
         // WebSockets need HTTP/1.1.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))
-    }
-
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.0))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The transport as a whole: what it owns, and how it ends.
 
 use std::{
-    fmt,
+    fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, OnceLock, Weak},
@@ -15,7 +15,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, timeout_at},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wsc_protocol::CloseReason;
 
@@ -26,10 +25,10 @@ use crate::{
     drain::{Drain, Farewell, Pace},
     fanout::{Fanout, Fanouts, Member},
     flusher::Flushers,
-    handshake::{Extensions, Handshake, PendingHandshakes, Transfer, farewell, handshake, open},
+    handshake::{Extensions, Handshake, PendingHandshakes, Transfer, Turns, farewell, handshake, open},
     service::{FanoutReport, Peer, Service},
     shared::Shared,
-    stats::TransportStats,
+    stats::{TransportStats, count},
     tls::TlsConfig,
 };
 
@@ -40,6 +39,7 @@ pub(crate) struct Inner<S> {
     pub(crate) service: Arc<S>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pending: PendingHandshakes,
+    pub(crate) turns: Turns,
     /// Where upgrades are expected, such as `/ws`.
     pub(crate) path: String,
     /// No new connections.
@@ -47,7 +47,7 @@ pub(crate) struct Inner<S> {
     /// No connections at all; those of the hub's own are aborted one by one, they keep no token.
     pub(crate) abort: CancellationToken,
     fanouts: Fanouts,
-    tls: RwLock<Option<TlsAcceptor>>,
+    tls: RwLock<Option<TlsConfig>>,
     /// Listeners and connections. The two below end after them.
     tasks: TaskTracker,
     /// Flushers, and who looks after deadlines and memory.
@@ -91,6 +91,7 @@ impl<S: Service> Transport<S> {
             service,
             shared,
             pending: PendingHandshakes::default(),
+            turns: Turns::default(),
             path: path.to_owned(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
@@ -108,9 +109,10 @@ impl<S: Service> Transport<S> {
         self.0.tasks.spawn(async move { transport.accept_all(listener).await });
     }
 
-    /// From now on new connections speak TLS with this certificate. Open ones stay as they are.
+    /// From now on new connections speak TLS with this certificate. Open ones stay as they are, and handshakes that have
+    /// begun end as they began.
     pub fn set_tls(&self, tls: &TlsConfig) {
-        *self.0.tls.write() = Some(tls.acceptor());
+        *self.0.tls.write() = Some(tls.clone());
     }
 
     /// Agrees on what an upgrade request offers beyond RFC 6455 and says so in the response to it, which is about to
@@ -153,7 +155,17 @@ impl<S: Service> Transport<S> {
     /// Applies other settings to everything that happens from now on.
     pub fn reconfigure(&self, config: &TransportConfig) {
         let shared = &self.0.shared;
+        let patience = || shared.limits.ping_interval() + shared.limits.pong_timeout();
+        let before = patience();
         shared.limits.set(config);
+        if patience() < before {
+            // Who was silent for longer than is allowed now was not asked as often, either.
+            let mut start = 0;
+            while let Some(conns) = shared.conns.slice(start, SWEEP_SLICE) {
+                start += SWEEP_SLICE;
+                conns.iter().for_each(|conn| conn.pardon());
+            }
+        }
         // There may be too much for a budget that has become smaller.
         shared.budget.note(shared.stats.queue_bytes(), config.queue_total_bytes);
     }
@@ -252,18 +264,39 @@ impl<S: Service> Transport<S> {
     }
 
     async fn accept_all(&self, listener: TcpListener) {
-        loop {
+        let mut is_failing = false;
+        for accepts in 1_u64.. {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = self.0.stop.cancelled() => return,
             };
             match accepted {
-                Ok((socket, remote)) => self.take(socket, remote),
-                Err(e) => {
-                    // Out of descriptors, mostly: trying again at once would only burn the processor.
-                    tracing::warn!(error = %e, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                Ok((socket, remote)) => {
+                    if std::mem::take(&mut is_failing) {
+                        tracing::info!("connections are accepted again");
+                    }
+                    self.take(socket, remote);
                 }
+                // Who gave up before its turn came hurts nobody else.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    count(&self.0.shared.stats.accepts_failed);
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(error = %e, "cannot accept connections");
+                    }
+                    // Out of descriptors, mostly: trying again at once would only burn the processor. They wait in the
+                    // kernel.
+                    tokio::select! {
+                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                        () = self.0.stop.cancelled() => return,
+                    }
+                }
+            }
+            if accepts.is_multiple_of(ACCEPTS_PER_TURN) {
+                // Others run, and then those who were let in last. So no more are let in than can be dealt with: the
+                // rest wait in the kernel, where they cost nothing and are not cut as the oldest.
+                tokio::task::yield_now().await;
+                self.0.turns.pass().await;
             }
         }
     }
@@ -373,6 +406,9 @@ const FAREWELL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// As good as no deadline, and yet a moment that clocks can name.
 const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// So many are let in before others run.
+const ACCEPTS_PER_TURN: u64 = 16;
 
 /// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -18,7 +18,8 @@ section! {
         /// `refuse` the new one, both with 3505.
         user_policy: UserPolicy = "kick_oldest" => Live;
         /// Connections from one IP address; one more is refused with 3504. Behind a proxy of `trusted_proxies`
-        /// the client's own address counts. A lower value applies to newcomers. 0 = no limit.
+        /// the client's own address counts. A lower value applies to newcomers; who came while there was no
+        /// limit is not counted. 0 = no limit.
         ip_connections: u64 = "0" in "0"..="10000000" => Live;
         /// Messages per second that one connection may send. More are refused with 1005; more than 10 ×
         /// the burst refused within 10 s close the connection with 3013. 0 = no limit.

@@ -96,7 +96,8 @@ impl Mailbox {
     /// Has what rests tried again after a while, if somebody is there to get it.
     pub(super) fn retry_later(&mut self, turn: &Turn<'_>) {
         if !self.connections.is_empty() {
-            self.retry_at.get_or_insert_with(|| turn.after(turn.config.retry_interval));
+            let at = turn.after(turn.config.retry_interval);
+            self.retry_at = Some(self.retry_at.map_or(at, |waits_until| waits_until.min(at)));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Who asks, and what they may (protocol §5, *Exposure*).
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use axum::{
     extract::{ConnectInfo, Request},
@@ -12,11 +12,11 @@ use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret;
 use wsc_auth::{AuthError, Identity, Permission, Permissions, StaticTokens};
 use wsc_config::Settings;
-use wsc_protocol::{ErrorCode, ErrorReply, Id};
+use wsc_protocol::{ErrorCode, ErrorReply, Id, TraceContext};
 use wsc_transport::Peer;
 
 use super::reply::Refusal;
-use crate::{core::Core, exposure, hub::Hub, mail::Via as Sender, routing::SYSTEM};
+use crate::{core::Core, exposure, hub::Hub, mail::Via as Sender, routing::SYSTEM, traced::new_span_id};
 
 /// How a request came to us: an extension of every request.
 #[derive(Clone)]
@@ -72,11 +72,13 @@ pub(crate) struct Caller {
     /// `None`: a back end, or a program of this machine.
     user_id: Option<Id>,
     permissions: Permissions,
+    /// The distributed trace that the request belongs to.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 impl Caller {
     fn operator() -> Self {
-        Self { user_id: None, permissions: Permissions::all() }
+        Self { user_id: None, permissions: Permissions::all(), trace: None }
     }
 
     pub(crate) fn is_admin(&self) -> bool {
@@ -118,17 +120,44 @@ fn missing(permission: Permission) -> Refusal {
 
 /// Lets a request in, or answers it: who may talk to us at all, what this listener serves, who asks, what they may.
 pub(crate) async fn guard(request: Request, next: Next) -> Response {
-    let mut response = match admit(request).await {
+    let traced = TracedRequest::of(&request);
+    let mut response = match admit(request, traced.as_ref().map(|traced| traced.own)).await {
         Ok(request) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     };
+    if let Some(TracedRequest { core, method, caller, own, begun_at }) = traced {
+        core.traced.answered(caller, own, begun_at, method.as_str(), response.status());
+    }
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
-async fn admit(request: Request) -> Result<Request, Refusal> {
+/// A request that belongs to a distributed trace.
+struct TracedRequest {
+    core: Arc<Core>,
+    method: Method,
+    /// What the caller says.
+    caller: TraceContext,
+    /// What the request causes belongs to this.
+    own: TraceContext,
+    begun_at: SystemTime,
+}
+
+impl TracedRequest {
+    /// `None` where the caller says nothing of a trace, or something that is none.
+    fn of(request: &Request) -> Option<Self> {
+        let mut headers = request.headers().get_all("traceparent").iter();
+        let (Some(header), None) = (headers.next(), headers.next()) else { return None };
+        let caller: TraceContext = header.to_str().ok()?.parse().ok()?;
+        let core = Arc::clone(&request.extensions().get::<Via>()?.core);
+        let own = caller.child(new_span_id());
+        Some(Self { core, method: request.method().clone(), caller, own, begun_at: SystemTime::now() })
+    }
+}
+
+async fn admit(request: Request, trace: Option<TraceContext>) -> Result<Request, Refusal> {
     let (mut parts, body) = request.into_parts();
     let Some(via) = parts.extensions.get::<Via>().cloned() else {
         return Err(ErrorCode::ServerError.into());
@@ -143,10 +172,14 @@ async fn admit(request: Request) -> Result<Request, Refusal> {
     if !path.is_served_on(via.surface, settings.http.internal_listen.is_some()) {
         return Err(Refusal::no_such_path());
     }
+    if path.is_send() && via.core.is_draining() {
+        return Err(Refusal::draining());
+    }
     let need = path.need(&parts.method);
     if need.is_some() || path.tells_some_more() {
         match (caller(&via, &parts, &settings).await, need) {
             (Ok(caller), need) => {
+                let caller = Caller { trace, ..caller };
                 need.map_or(Ok(()), |need| need.check(&caller.permissions))?;
                 parts.extensions.insert(caller);
             }
@@ -167,14 +200,14 @@ async fn caller(via: &Via, parts: &Parts, settings: &Settings) -> Result<Caller,
         if is_api_key(credentials.text(), settings) {
             return Ok(Caller::operator());
         }
-        let (Credentials::Bearer(token), Some(authenticator)) = (credentials, authenticator) else {
+        let (Credentials::Bearer(token), Some(_)) = (credentials, authenticator) else {
             return Err(ErrorReply::new(ErrorCode::InvalidToken, "this is no API key").into());
         };
-        let identity = tokio::time::timeout(settings.handshake_timeout, authenticator.authenticate(token)).await;
+        let identity = tokio::time::timeout(settings.handshake_timeout, via.core.authenticate(token)).await;
         let Identity { user_id, permissions, .. } = identity
             .unwrap_or(Err(AuthError::Unavailable))
             .map_err(|error| ErrorReply::new(error.error_code(), error.to_string()))?;
-        return Ok(Caller { user_id: Some(user_id), permissions });
+        return Ok(Caller { user_id: Some(user_id), permissions, trace: None });
     }
     if authenticator.is_some() {
         return Err(ErrorReply::new(ErrorCode::Unauthorized, "this needs an API key or a token").into());
@@ -271,6 +304,14 @@ impl Path<'_> {
         })
     }
 
+    /// Whether messages are sent there.
+    fn is_send(&self) -> bool {
+        matches!(
+            &self.0[..],
+            ["api", "users" | "rooms", _, "messages"] | ["api", "messages", "batch"] | ["api", "broadcast", ..]
+        )
+    }
+
     /// Whether upgrades go there; admission does its own checks, and counts.
     fn is_websocket(&self) -> bool {
         self.0[..] == ["ws"]
@@ -283,8 +324,10 @@ impl Path<'_> {
 
     /// Whether a listener serves the path. The operators' one, where there is one, has their pages for itself.
     fn is_served_on(&self, surface: Surface, has_internal: bool) -> bool {
-        let is_operators =
-            matches!(&self.0[..], ["metrics" | "debug", ..] | ["health", "failure-stats" | "retry-config"]);
+        let is_operators = matches!(
+            &self.0[..],
+            ["metrics" | "debug", ..] | ["api", "admin", ..] | ["health", "failure-stats" | "retry-config"]
+        );
         match surface {
             Surface::Internal => is_operators || self.0.first() == Some(&"health"),
             Surface::Public => !(is_operators && has_internal),

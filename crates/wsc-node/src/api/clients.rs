@@ -68,8 +68,8 @@ impl From<&Session> for Client {
         Self {
             session: session.id,
             client_id: session.client_id().to_string(),
-            user_id: session.user.id.to_string(),
-            user_type: session.user_type,
+            user_id: session.user().id.to_string(),
+            user_type: session.user_type(),
             device_id: session.names.device_id().map(str::to_owned),
             connected_at: session.connected_at(),
             speaks_v1: session.speaks_v1,
@@ -115,7 +115,7 @@ pub(crate) async fn list_clients(
         Some(user_id) => core.users.get(user_id).map(|user| user.sessions()).unwrap_or_default(),
         None => core.users.all_sessions(),
     };
-    sessions.retain(|session| query.user_type.is_none_or(|wanted| session.user_type == wanted));
+    sessions.retain(|session| query.user_type.is_none_or(|wanted| session.user_type() == wanted));
     let total = sessions.len();
     // Ids of connections grow with time, so a part stays where it was while others come and go.
     sessions.retain(|session| after.is_none_or(|after| session.id > after));
@@ -148,7 +148,7 @@ fn find(core: &Core, id: &str) -> Result<Arc<Session>, Refusal> {
             let candidates: Vec<_> = many
                 .iter()
                 .take(MAX_CANDIDATES)
-                .map(|s| json!({ "session": s.id, "user_id": s.user.id.as_str(), "client_id": id }))
+                .map(|s| json!({ "session": s.id, "user_id": s.user().id.as_str(), "client_id": id }))
                 .collect();
             let message = "several connections have this client id: name one by its session";
             Err(Refusal::with_status(StatusCode::CONFLICT, ErrorCode::InvalidFormat, message)
@@ -233,7 +233,7 @@ impl Explained {
             is_compressed: state.is_compressed,
             queue: QueueState { high: state.high.into(), normal: state.normal.into(), low: state.low.into() },
             lag: Lag { oldest_ms: state.oldest_ms, stalled_ms: state.stalled_ms },
-            unacked: core.mail.unacked(session.user.id.as_str()).await,
+            unacked: core.mail.unacked(session.user().id.as_str()).await,
             limits_hit: LimitsHit {
                 lost: state.lost.into(),
                 rate_limited: count(|event| matches!(event, ConnectionEvent::RateLimited)),

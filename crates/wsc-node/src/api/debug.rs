@@ -39,7 +39,7 @@ pub(crate) struct HubStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     storage: Option<StorageStatus>,
     /// Settings that were changed and wait for a restart.
-    pending_restart: Vec<String>,
+    pending_restart: Vec<&'static str>,
 }
 
 /// Messages that found no room and were tried again.
@@ -138,7 +138,7 @@ pub(crate) async fn hub_status(Extension(via): Extension<Via>) -> Response {
         current_config: wsc_config::current_config(&core.settings()),
         handler_status: HandlerStatus::of(core),
         storage: StorageStatus::of(core).await,
-        pending_restart: Vec::new(),
+        pending_restart: core.reloading.pending_restart(),
     })
 }
 

@@ -126,6 +126,7 @@ impl Wishes {
         options.require_ack = self.require_ack;
         options.ttl = self.ttl_ms.map(Duration::from_millis);
         options.idempotency_key = self.idempotency_key;
+        options.trace = caller.trace;
         Ok(options)
     }
 

@@ -8,6 +8,7 @@ mod debug;
 mod extract;
 mod messages;
 mod openapi;
+mod operate;
 mod page;
 mod reply;
 mod rooms;

@@ -47,6 +47,11 @@ impl Refusal {
         ErrorReply::new(ErrorCode::Forbidden, message).into()
     }
 
+    /// 503: newcomers and new messages belong elsewhere.
+    pub(crate) fn draining() -> Self {
+        ErrorReply::new(ErrorCode::Full, "the hub is shutting down").into()
+    }
+
     /// 404 of a path that is not there at all.
     pub(crate) fn no_such_path() -> Self {
         Self::with_status(StatusCode::NOT_FOUND, ErrorCode::InvalidFormat, "there is nothing at this path")
@@ -82,6 +87,9 @@ impl IntoResponse for Refusal {
             None => error_response(&self.error),
         };
         let mut response = response.map(Body::from);
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         if response.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -63,7 +63,8 @@ pub(crate) async fn list_rooms(
     let rooms = via.core.rooms.list();
     let start = after.map_or(0, |after| rooms.partition_point(|room| room.id.as_str() <= after.as_str()));
     let part = &rooms[start..(start + limit).min(rooms.len())];
-    let infos: Vec<_> = part.iter().map(|room| RoomInfo::from(&**room)).collect();
+    let settings = via.core.settings();
+    let infos: Vec<_> = part.iter().map(|room| RoomInfo::new(room, &settings)).collect();
     let mut response = reply::ok(&infos);
     let headers = response.headers_mut();
     headers.insert("x-total-count", HeaderValue::from(rooms.len()));
@@ -154,7 +155,7 @@ pub(crate) async fn list_members(
     let room = via.core.rooms.get(&id).ok_or(ErrorCode::RoomNotFound)?;
     let (members, next) = room.fanout.members(start, limit);
     let members = members.iter().map(|member| Member {
-        user_id: member.0.user.id.to_string(),
+        user_id: member.0.user().id.to_string(),
         client_id: member.0.client_id().to_string(),
         session: member.0.id,
     });

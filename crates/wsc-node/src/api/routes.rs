@@ -22,7 +22,7 @@ use super::{
     access::{Surface, Via, guard},
     clients, debug, messages,
     openapi::Frame,
-    page,
+    operate, page,
     reply::Refusal,
     rooms, system, upgrade,
 };
@@ -79,6 +79,10 @@ fn described_without_page() -> OpenApiRouter {
         .routes(routes!(debug::ack_stats))
         .routes(routes!(debug::ack_pending))
         .routes(routes!(debug::ack_retry))
+        .routes(routes!(operate::revoke_tokens))
+        .routes(routes!(operate::reload_config))
+        .routes(routes!(operate::list_dead_webhooks))
+        .routes(routes!(operate::replay_dead_webhook))
         .routes(routes!(page::openapi_json))
         .routes(routes!(clients::list_clients))
         .routes(routes!(clients::show_client, clients::kick_client))

@@ -15,11 +15,11 @@ use super::{
     access::{Surface, Via},
     routes::routes,
 };
-use crate::core::Core;
+use crate::{core::Core, limits::HttpState};
 
-/// Serves one connection that speaks HTTP, until it ends or the hub drains.
-pub(crate) async fn serve(core: &Arc<Core>, stream: Stream, peer: Peer) {
-    serve_until(core, stream, peer, Surface::Public, &core.draining).await;
+/// Serves one connection that speaks HTTP, until it ends or the hub has drained.
+pub(crate) async fn serve(core: &Arc<Core>, stream: Stream, peer: Peer, state: &Arc<HttpState>) {
+    serve_until(core, stream, peer, Surface::Public, state, &core.drained).await;
 }
 
 /// Serves the operators' listener. It goes on while the hub drains: that is when its pages are looked at.
@@ -43,18 +43,27 @@ pub(crate) async fn serve_internal(core: Arc<Core>, listener: TcpListener, stop:
         let peer = Peer { remote, local, is_tls: false };
         let (core, stop) = (Arc::clone(&core), stop.clone());
         core.tasks.clone().spawn(async move {
-            serve_until(&core, Box::new(socket), peer, Surface::Internal, &stop).await;
+            serve_until(&core, Box::new(socket), peer, Surface::Internal, &Arc::default(), &stop).await;
             drop(place);
         });
     }
 }
 
-async fn serve_until(core: &Arc<Core>, stream: Stream, peer: Peer, surface: Surface, stop: &CancellationToken) {
+async fn serve_until(
+    core: &Arc<Core>,
+    stream: Stream,
+    peer: Peer,
+    surface: Surface,
+    state: &Arc<HttpState>,
+    stop: &CancellationToken,
+) {
     let service = service_fn(|mut request: Request<Incoming>| {
         let via = Via { core: Arc::clone(core), hub: None, peer: Some(peer), surface };
         request.extensions_mut().insert(via);
         let mut router = routes().clone();
+        let working = state.work();
         async move {
+            let _working = working;
             // A router is always ready.
             let response = router.call(request.map(Body::new)).await;
             response.map_err(|never: Infallible| match never {})
@@ -72,7 +81,11 @@ async fn serve_until(core: &Arc<Core>, stream: Stream, peer: Peer, surface: Surf
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // Whoever has not sent a whole request by then holds nobody up.
+            match tokio::time::timeout(LAST_REQUEST, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
         }
     };
     if let Err(error) = ended {
@@ -85,6 +98,9 @@ const MAX_BUFFER_LEN: usize = 16 << 10;
 
 /// Operators and their scrapers are few.
 const MAX_INTERNAL_CONNECTIONS: usize = 256;
+
+/// How long a request may go on that is under way when the hub stops.
+const LAST_REQUEST: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How long to wait after a failed accept.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);

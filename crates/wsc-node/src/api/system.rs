@@ -82,7 +82,7 @@ pub(crate) async fn live() -> Response {
     (status = 503, description = "draining"),
 ))]
 pub(crate) async fn ready(Extension(via): Extension<Via>) -> Response {
-    if via.core.is_draining() {
+    if via.core.leaving.is_cancelled() {
         return reply::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "draining" }));
     }
     reply::ok(&json!({ "status": "ok" }))

@@ -234,6 +234,11 @@ impl Mail {
         }
     }
 
+    /// From now on mailboxes behave like this.
+    pub(crate) fn reconfigure(&self, config: MailboxConfig) {
+        *self.config.write() = Arc::new(config);
+    }
+
     /// What outlives connections.
     pub(crate) fn keeper(&self) -> Option<&Keeper> {
         self.keeper.as_ref()
@@ -395,7 +400,8 @@ impl Core {
 
     /// A connection is there; `was_expected` is what [`expect_session`](Self::expect_session) said of it.
     pub(crate) fn mail_connected(self: &Arc<Self>, session: &Arc<Session>, was_expected: bool) {
-        let user_id = &session.user.id;
+        let user = Arc::clone(&session.user());
+        let user_id = &user.id;
         let told = match self.mail.slot(user_id.as_str()) {
             Some(slot) => {
                 if was_expected {
@@ -414,7 +420,7 @@ impl Core {
 
     /// A connection is gone.
     pub(crate) fn mail_disconnected(self: &Arc<Self>, session: &Session) {
-        if let Some(slot) = self.mail.slot(session.user.id.as_str()) {
+        if let Some(slot) = self.mail.slot(session.user().id.as_str()) {
             let _ = self.feed(&slot, News::Input(Input::Disconnected { conn: session.id }));
         }
     }
@@ -427,7 +433,8 @@ impl Core {
         verdict: Verdict,
         reason: Option<Box<str>>,
     ) {
-        let user_id = &session.user.id;
+        let user = Arc::clone(&session.user());
+        let user_id = &user.id;
         let Some(keeper) = self.mail.keeper() else {
             ids.iter().for_each(|_| self.mail.ignore_ack("unknown"));
             return;

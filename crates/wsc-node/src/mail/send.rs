@@ -9,7 +9,8 @@ use uuid::Uuid;
 use wsc_delivery::mailbox::{Kind, Letter, Millis};
 use wsc_failure::FailureEvent;
 use wsc_protocol::{
-    ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, Id, MessageInfo, Outcome, Priority, encode,
+    ErrorCode, ErrorReply, Event, EventType, FailureReason, Fate, Id, MessageInfo, Outcome, Priority, TraceContext,
+    encode,
 };
 
 use super::{Accept, Answer, Answered, Begun, KeyedSend, Memory, MessageFate, News, Record, Told, Watch, has_inbox};
@@ -33,6 +34,8 @@ pub(crate) struct Reliability<'m> {
     /// How often a plain message is tried again; default `max_retries`.
     pub(crate) max_retries: Option<u32>,
     pub(crate) idempotency_key: Option<&'m str>,
+    /// The distributed trace that it belongs to.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// One message to a room.
@@ -77,6 +80,7 @@ impl Core {
         };
         let Some(answer) = self.begin(keyed, answer) else { return };
         let id = Uuid::now_v7();
+        self.traced.begin(id, wish.trace);
         if let Err(error) = self.check_reliable(wish, direct.target) {
             return answer(Err(error));
         }
@@ -133,7 +137,7 @@ impl Core {
         }
         let expires_at = self.expires_at(wish.ttl, record.timestamp);
         let letter = Letter { id, kind, body: record.encode(), expires_at: Some(expires_at), only, except: None };
-        let from = direct.from.filter(|from| from.user.id.as_str() != direct.target).cloned();
+        let from = direct.from.filter(|from| from.user().id.as_str() != direct.target).cloned();
         let owner = Id::generated(direct.target);
         let core = Arc::clone(self);
         let (body, user_id) = (letter.body.clone(), owner.clone());
@@ -166,16 +170,16 @@ impl Core {
         }
         if !wish.require_ack {
             if !seat.room.is_held_for(sender_id) {
-                let published = self.publish_room(seat, message_type, sender_id, content, sender.is_some());
+                let published = self.publish_room(seat, message_type, sender_id, content, sender.is_some(), wish.trace);
                 return answer(published.map(Answered::published));
             }
             // What the same sender wants to be acknowledged is on its way to the store: this must not overtake it.
             let (core, seat, excludes) = (Arc::clone(self), seat.clone(), sender.is_some());
             let (message_type, sender_id) = (message_type.to_owned(), sender_id.to_owned());
-            let content = content.to_owned();
+            let (content, trace) = (content.to_owned(), wish.trace);
             self.tasks.spawn(async move {
                 seat.room.released(&sender_id).await;
-                let published = core.publish_room(&seat, &message_type, &sender_id, &content, excludes);
+                let published = core.publish_room(&seat, &message_type, &sender_id, &content, excludes, trace);
                 answer(published.map(Answered::published));
             });
             return;
@@ -185,6 +189,7 @@ impl Core {
             Err(error) => return answer(Err(error)),
         };
         let id = Uuid::now_v7();
+        self.traced.begin(id, wish.trace);
         let record = Record {
             kind: Kind::Reliable,
             wants_receipt: wish.receipt,
@@ -222,7 +227,7 @@ impl Core {
         let own_body = sender.map(|sender| Record { except: Some(sender.id), ..record }.encode());
         for Member { user_id, connections } in users {
             // The sending connection gets no copy; its user's other devices do.
-            let own = sender.zip(own_body.as_ref()).filter(|(sender, _)| sender.user.id == user_id);
+            let own = sender.zip(own_body.as_ref()).filter(|(sender, _)| sender.user().id == user_id);
             let (except, body) = own.map_or((None, &body), |(sender, own)| (Some(sender.id), own));
             let (expires_at, body) = (Some(expires_at), body.clone());
             let letter = Letter { id, kind: Kind::Reliable, body: body.clone(), expires_at, only: None, except };
@@ -265,7 +270,8 @@ impl Core {
             if sender.is_some_and(|sender| Arc::ptr_eq(sender, &session)) {
                 continue;
             }
-            let user_id = &session.user.id;
+            let user = session.user();
+            let user_id = &user.id;
             if !has_inbox(user_id.as_str()) {
                 nameless.push(session);
                 continue;
@@ -444,6 +450,9 @@ impl Core {
 
     /// Tells observers that a user-addressed message has arrived, or has not.
     pub(crate) fn note_end_of(&self, message: impl Fn() -> MessageInfo, fate: Fate) {
+        if self.traced.is_active() {
+            self.traced.ended(message().id, fate);
+        }
         match fate.outcome {
             Outcome::Sent | Outcome::Acked => {
                 self.events.publish_with(EventType::MessageDelivered, || Event::MessageDelivered {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use serde_json::value::RawValue;
-use wsc_hub::{Hub, InboxStore, Settings, open_inbox};
+use wsc_hub::{Hub, InboxStore, Settings, open_storage};
 
 /// A hub with its inbox in a file.
 pub(crate) struct Node {
@@ -25,7 +25,7 @@ impl Node {
         let mut settings = Settings::default();
         settings.storage.path = directory.join("data");
         tune(&mut settings);
-        let (inbox, _) = open_inbox(&settings)?.context("an inbox")?;
+        let inbox = open_storage(&settings)?.inbox.context("an inbox")?;
         let hub = Hub::builder().settings(settings).inbox(Arc::clone(&inbox)).start().await?;
         let address = hub.listen("127.0.0.1:0".parse()?)?;
         Ok(Self { hub, address, inbox })

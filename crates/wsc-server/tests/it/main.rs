@@ -7,6 +7,7 @@
 mod cli;
 mod client;
 mod delivery;
+mod exposed;
 mod exposure;
 mod frames;
 mod handshake;
@@ -19,6 +20,7 @@ mod interop;
 mod json;
 mod limits;
 mod metrics;
+mod operated;
 mod reliable;
 mod requests;
 mod rooms;

@@ -3,5 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "everything here is a test, its helpers too")]
 
 #[cfg(feature = "otlp")]
-#[allow(dead_code, reason = "the unit tests of the exporter use it too")]
 mod collector;
+mod deployed;
+mod deployment;
+mod logs;
+mod metrics;
+mod proxies;
+mod settings;
+mod support;
+#[cfg(feature = "otlp")]
+mod traces;

@@ -1,9 +1,6 @@
 //! permessage-deflate, seen from a client that does it by hand.
 
-use std::{
-    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
-    task::Poll,
-};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use http::{Request, Response};
@@ -11,7 +8,7 @@ use tokio::net::TcpStream;
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason};
 use wsc_transport::{Adopted, Encoded, TransportConfig};
 
-use crate::support::{Client, Hub, client_frame, close_code, eventually, server_frame, text};
+use crate::support::{Client, Hub, client_frame, close_code, eventually, most_between_turns, server_frame, text};
 
 const OFFER: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -37,7 +34,7 @@ async fn offered(hub: &Hub) -> (Client<TcpStream>, String) {
     (client, head)
 }
 
-fn deflate(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn deflate(bytes: &[u8]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(bytes.len() + 100);
     Compress::new(Compression::best(), false).compress_vec(bytes, &mut packed, FlushCompress::Sync).unwrap();
     packed.truncate(packed.len() - 4);
@@ -256,20 +253,7 @@ async fn who_sends_much_in_few_bytes_does_not_keep_others_from_running() {
     let message = format!("publish {}", "0".repeat(60_000));
     let frame = client_frame(0xC1, &deflate(message.as_bytes()));
     client.write(&frame.repeat(MESSAGES as usize)).await;
-    // Another task of the same thread, which is always ready: its turn comes between two of the connection's.
-    let transport = hub.transport.clone();
-    let (mut heard, mut most) = (0, 0);
-    let watch = std::future::poll_fn(move |cx| {
-        let now = transport.stats().messages_in();
-        most = most.max(now - heard);
-        heard = now;
-        if heard == MESSAGES {
-            return Poll::Ready(most);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    });
-    let most = tokio::spawn(watch).await.unwrap();
+    let most = most_between_turns(&hub, MESSAGES, |hub| hub.stats().messages_in()).await;
     // 256 KiB are over after the fifth.
     assert_eq!(most, 5);
     hub.finish().await;

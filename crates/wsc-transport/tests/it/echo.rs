@@ -1,19 +1,15 @@
 //! What a client says comes back, however its bytes arrive and over whatever stream.
 
-use std::sync::Arc;
-
 use futures_util::{SinkExt, StreamExt};
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 use wsc_protocol::DisconnectReason;
-use wsc_transport::{TlsConfig, TransportConfig};
+use wsc_transport::TransportConfig;
 
-use crate::support::{Client, Hub, client_frame, text, within};
+use crate::support::{Client, Hub, client_frame, secure, text, within};
 
 /// Everything that an echo can be asked, over an open connection.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) {
@@ -135,28 +131,6 @@ async fn converse_with_tungstenite<S: AsyncRead + AsyncWrite + Unpin>(client: &m
     while let Some(message) = within("the end", client.next()).await {
         message.unwrap();
     }
-}
-
-/// A client of a hub that from now on has a certificate.
-async fn secure(hub: &Hub) -> TlsStream<TcpStream> {
-    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let folder = std::env::temp_dir().join(format!("wsc-transport-{}-{}", std::process::id(), hub.addr.port()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
-    std::fs::write(&cert, issued.cert.pem()).unwrap();
-    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
-    hub.transport.set_tls(&TlsConfig::from_files(&cert, &key).unwrap());
-    std::fs::remove_dir_all(&folder).unwrap();
-    let mut roots = RootCertStore::empty();
-    roots.add(issued.cert.der().clone()).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from("localhost").unwrap();
-    let tcp = hub.tcp().await;
-    within("TLS", TlsConnector::from(Arc::new(config)).connect(name, tcp)).await.unwrap()
 }
 
 #[tokio::test]

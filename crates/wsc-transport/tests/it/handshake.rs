@@ -9,10 +9,10 @@ use tokio::{
 use wsc_protocol::{CloseCode, CloseReason};
 use wsc_transport::TransportConfig;
 
-use crate::support::{Client, Hub, REQUEST, eventually, within};
+use crate::support::{Client, Hub, REQUEST, certificate, eventually, localhost, within};
 
 /// How often handshakes failed for this reason.
-fn failures(hub: &Hub, reason: &str) -> u64 {
+pub(crate) fn failures(hub: &Hub, reason: &str) -> u64 {
     let failures = hub.transport.stats().handshake_failures();
     failures.iter().find(|(name, _)| *name == reason).expect("a known reason").1
 }
@@ -124,5 +124,29 @@ async fn a_shutdown_does_not_wait_for_handshakes() {
     let close = CloseReason::new(CloseCode::SHUTTING_DOWN, "bye");
     within("a shutdown", hub.transport.shutdown(&close, Duration::from_secs(3_600))).await;
     assert_eq!(undecided.frame().await, None);
+    hub.finish().await;
+}
+
+/// Certificates are replaced while clients come and go.
+#[tokio::test]
+async fn a_new_certificate_is_for_those_who_come_now() {
+    let hub = Hub::start(&TransportConfig::default());
+    let (old, trusts_old) = certificate();
+    let (new, trusts_new) = certificate();
+    hub.transport.set_tls(&old);
+    // Who is in the middle of a handshake, and who is through: connections are accepted in order.
+    let early = hub.tcp().await;
+    let mut open = Client::new(trusts_old.connect(localhost(), hub.tcp().await).await.unwrap());
+    open.upgrade("/ws").await;
+    hub.transport.set_tls(&new);
+    let mut early = Client::new(within("TLS", trusts_old.connect(localhost(), early)).await.unwrap());
+    early.upgrade("/ws").await;
+    let mut late = Client::new(within("TLS", trusts_new.connect(localhost(), hub.tcp().await)).await.unwrap());
+    late.upgrade("/ws").await;
+    assert!(within("TLS", trusts_old.connect(localhost(), hub.tcp().await)).await.is_err());
+    for client in [&mut open, &mut early, &mut late] {
+        client.say("still here").await;
+        assert_eq!(client.text().await, "still here");
+    }
     hub.finish().await;
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests too say what they expect by panicking")]
 
+mod attack;
 mod budget;
 mod compression;
 mod drain;

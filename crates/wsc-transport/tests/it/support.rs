@@ -7,20 +7,24 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use http::Request;
 use parking_lot::Mutex;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
     net::{TcpSocket, TcpStream},
     sync::Semaphore,
 };
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, FailureReason};
 use wsc_transport::{
     Admission, Adopted, Encoded, Extensions, Fanout, FanoutReport, Handler, Message, Next, Outbound, Peer, Service,
-    Settle, Slot, Stream, Transport, TransportConfig, text_frame,
+    Settle, Slot, Stream, TlsConfig, Transport, TransportConfig, text_frame,
 };
 
 /// How long anything may take before a test fails: far more than a loaded machine needs.
@@ -457,4 +461,60 @@ impl Settle for Tracked {
     fn settle(&self, result: Result<(), FailureReason>) {
         self.0.lock().push(result);
     }
+}
+
+/// What the transport counts up to `total`, and by how much at most between two turns of a task of the same thread that is
+/// always ready: so long others have to wait.
+pub(crate) async fn most_between_turns(
+    hub: &Hub,
+    total: u64,
+    count: impl Fn(&Transport<Lab>) -> u64 + Send + 'static,
+) -> u64 {
+    let transport = hub.transport.clone();
+    let (mut last, mut most) = (count(&transport), 0);
+    let watch = std::future::poll_fn(move |cx| {
+        let now = count(&transport);
+        most = most.max(now - last);
+        last = now;
+        if now == total {
+            return Poll::Ready(most);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    });
+    within("all of it", tokio::spawn(watch)).await.unwrap()
+}
+
+/// A certificate for `localhost`, and who trusts it alone.
+pub(crate) fn certificate() -> (TlsConfig, TlsConnector) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let number = COUNT.fetch_add(1, SeqCst);
+    let folder = std::env::temp_dir().join(format!("wsc-transport-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    std::fs::write(&cert, issued.cert.pem()).unwrap();
+    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    let server = TlsConfig::from_files(&cert, &key).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(issued.cert.der().clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (server, TlsConnector::from(Arc::new(client)))
+}
+
+pub(crate) fn localhost() -> ServerName<'static> {
+    ServerName::try_from("localhost").unwrap()
+}
+
+/// A client of a hub that from now on has a certificate.
+pub(crate) async fn secure(hub: &Hub) -> TlsStream<TcpStream> {
+    let (server, client) = certificate();
+    hub.transport.set_tls(&server);
+    let tcp = hub.tcp().await;
+    within("TLS", client.connect(localhost(), tcp)).await.unwrap()
 }

@@ -1,0 +1,327 @@
+//! Other settings while the hub runs: read, checked whole, applied or refused whole (settings.md, *Reload*).
+
+use std::{
+    fmt, fs,
+    hash::{BuildHasher, RandomState},
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use wsc_auth::Permissions;
+use wsc_config::{ConfigError, KeyPath, Problems, Settings};
+use wsc_delivery::{RetryBudget, RetryPolicy};
+use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, Event, EventType};
+use wsc_transport::{TlsConfig, TlsError};
+
+use crate::{
+    core::Core,
+    grant::Grant,
+    hub::{Hub, HubInner},
+    limits::Gcra,
+    settings,
+};
+
+/// A part of a program that follows the hub's settings: what checks tokens, what writes the log.
+#[async_trait]
+pub trait Reloadable: Send + Sync + 'static {
+    /// Gets ready whatever the new settings ask of this part, and changes nothing: files are read, keys parsed. What it
+    /// returns makes the change, and is called once every other part is ready too; `None` where nothing changes.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, for the log; the settings are refused as a whole then.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped, and what it returned may never be called.
+    async fn prepare(&self, new: &Settings) -> Result<Option<Apply>, String>;
+}
+
+/// Makes a change that was prepared. It must be quick and cannot fail.
+pub type Apply = Box<dyn FnOnce() + Send>;
+
+/// Reads the settings anew.
+pub(crate) type LoadSettings = Arc<dyn Fn() -> Result<Settings, ConfigError> + Send + Sync>;
+
+/// What a reload changed, or would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// Keys whose new values apply now. A file whose content changed has its key here, such as `tls.cert`.
+    pub applied: Vec<&'static str>,
+    /// Keys whose new values wait for the next start.
+    pub pending_restart: Vec<&'static str>,
+    /// Nothing is different from before.
+    pub is_unchanged: bool,
+}
+
+/// Settings that were refused; the running ones stay as they are.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// The hub was not told where settings come from, see [`HubBuilder::settings_source`](crate::HubBuilder::settings_source).
+    #[error("this hub has no source of settings")]
+    NoSource,
+    /// They cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// They are wrong; every problem is named.
+    #[error(transparent)]
+    Settings(#[from] Problems),
+    /// The certificate or its key cannot be used.
+    #[error("tls: {0}")]
+    Tls(#[from] TlsError),
+    /// Some part of the hub cannot work with them.
+    #[error("{0}")]
+    Part(String),
+}
+
+/// What a hub knows about its settings beside themselves.
+#[derive(Default)]
+pub(crate) struct Reloading {
+    pub(crate) source: Option<LoadSettings>,
+    pub(crate) parts: Vec<Arc<dyn Reloadable>>,
+    /// What was applied last. One reload at a time.
+    pub(crate) last: tokio::sync::Mutex<Last>,
+    /// So that a digest of a key says nothing about it outside of this process.
+    hasher: RandomState,
+    pending_restart: Mutex<Vec<&'static str>>,
+}
+
+/// The settings as they were read last, also what waits for a restart, and what the files held that they name.
+#[derive(Default)]
+pub(crate) struct Last {
+    pub(crate) settings: Settings,
+    pub(crate) files: FileDigests,
+}
+
+/// Of each of [`FILES`]; `None` where it is not set or cannot be read.
+pub(crate) type FileDigests = [Option<u64>; FILES.len()];
+
+/// Settings that name files whose content counts.
+const FILES: [(&str, fn(&Settings) -> &Option<PathBuf>); 4] = [
+    ("auth.secret_key_file", |settings| &settings.auth.secret_key_file),
+    ("auth.public_key_file", |settings| &settings.auth.public_key_file),
+    ("tls.cert", |settings| &settings.tls.cert),
+    ("tls.key", |settings| &settings.tls.key),
+];
+
+impl Reloading {
+    /// Looks into the files that these settings name.
+    pub(crate) fn digest_files(&self, settings: &Settings) -> FileDigests {
+        FILES.map(|(_, path)| {
+            let content = fs::read(path(settings).as_ref()?).ok()?;
+            Some(self.hasher.hash_one(content))
+        })
+    }
+
+    /// Keys whose new values wait for the next start.
+    pub(crate) fn pending_restart(&self) -> Vec<&'static str> {
+        self.pending_restart.lock().clone()
+    }
+}
+
+impl fmt::Debug for Reloading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloading").field("pending_restart", &self.pending_restart).finish_non_exhaustive()
+    }
+}
+
+/// Everything that new settings ask for, ready to be switched to.
+struct Prepared {
+    running: Settings,
+    reloaded: Reloaded,
+    retries: (RetryPolicy, RetryBudget),
+    files: FileDigests,
+    tls: Option<TlsConfig>,
+    parts: Vec<Apply>,
+}
+
+impl Hub {
+    /// Reads the settings anew from their [source](crate::HubBuilder::settings_source) and applies what may change
+    /// while the hub runs.
+    ///
+    /// What came of it is logged, counted, and told by the events `config.changed` and `config.rejected`. Settings that
+    /// are as they were do nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ReloadError`]: the settings were refused as a whole, and the running ones stay.
+    ///
+    /// # Cancel safety
+    ///
+    /// They are applied whole or not at all.
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let result = match self.load().await {
+            Ok(new) => self.switch_to(new, false).await,
+            Err(error) => Err(error),
+        };
+        self.core().tell_reload(&result);
+        result
+    }
+
+    /// As [`reload`](Self::reload), but nothing is changed: says what would be.
+    ///
+    /// # Errors
+    ///
+    /// As [`reload`](Self::reload).
+    ///
+    /// # Cancel safety
+    ///
+    /// There is no effect.
+    pub async fn check_reload(&self) -> Result<Reloaded, ReloadError> {
+        let new = self.load().await?;
+        self.switch_to(new, true).await
+    }
+
+    /// Applies these settings as [`reload`](Self::reload) does those of the source.
+    ///
+    /// # Errors
+    ///
+    /// As [`reload`](Self::reload).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`reload`](Self::reload).
+    pub async fn apply_settings(&self, new: Settings) -> Result<Reloaded, ReloadError> {
+        let result = self.switch_to(new, false).await;
+        self.core().tell_reload(&result);
+        result
+    }
+
+    async fn load(&self) -> Result<Settings, ReloadError> {
+        let source = self.core().reloading.source.clone().ok_or(ReloadError::NoSource)?;
+        // Files are read with blocking calls.
+        let loaded = tokio::task::spawn_blocking(move || source()).await;
+        Ok(loaded.map_err(|_| ReloadError::Part("reading the settings panicked".to_owned()))??)
+    }
+
+    async fn switch_to(&self, new: Settings, is_dry_run: bool) -> Result<Reloaded, ReloadError> {
+        let core = self.core();
+        let mut last = core.reloading.last.lock().await;
+        let prepared = core.prepare(new.clone(), &last).await?;
+        let reloaded = prepared.reloaded.clone();
+        if is_dry_run || reloaded.is_unchanged {
+            return Ok(reloaded);
+        }
+        *last = Last { settings: new, files: prepared.files };
+        self.inner().switch(prepared);
+        Ok(reloaded)
+    }
+}
+
+impl Core {
+    async fn prepare(&self, new: Settings, last: &Last) -> Result<Prepared, ReloadError> {
+        let is_same_text = new == last.settings;
+        let (mut running, mut new) = ((*self.settings()).clone(), new);
+        // What the program has made of its settings at the start is not for a file to change.
+        let allow_insecure = running.auth.allow_insecure;
+        // The program brings its own authentication: strangers cannot get in.
+        let is_guarded = allow_insecure || self.authenticator.is_some();
+        (running.auth.allow_insecure, new.auth.allow_insecure) = (is_guarded, is_guarded || new.auth.allow_insecure);
+        wsc_config::check(&new)?;
+        let wsc_config::Reloaded { settings: mut running, change, .. } = wsc_config::apply(&running, &new)?;
+        running.auth.allow_insecure = allow_insecure;
+        let retries = settings::retry_policy(&running).map_err(ReloadError::Part)?;
+        self.webhooks.check(&running).map_err(ReloadError::Part)?;
+        let names = |keys: Vec<KeyPath>| keys.into_iter().map(KeyPath::as_str).collect::<Vec<_>>();
+        let (mut applied, pending_restart) = (names(change.live), names(change.restart));
+        let files = self.reloading.digest_files(&running);
+        let changed = FILES.iter().zip(files.iter().zip(&last.files)).filter(|(_, (new, old))| new != old);
+        for ((name, _), _) in changed {
+            if !applied.contains(name) {
+                applied.push(name);
+            }
+        }
+        let mut tls = None;
+        if let Some((cert, key)) = running.tls.cert.as_ref().zip(running.tls.key.as_ref())
+            && applied.iter().any(|name| name.starts_with("tls."))
+        {
+            tls = Some(TlsConfig::from_files(cert, key)?);
+        }
+        let mut parts = Vec::new();
+        for part in &self.reloading.parts {
+            parts.extend(part.prepare(&running).await.map_err(ReloadError::Part)?);
+        }
+        let is_unchanged = is_same_text && applied.is_empty() && parts.is_empty();
+        let reloaded = Reloaded { applied, pending_restart, is_unchanged };
+        Ok(Prepared { running, reloaded, retries, files, tls, parts })
+    }
+
+    /// Says what came of a reload.
+    fn tell_reload(&self, result: &Result<Reloaded, ReloadError>) {
+        match result {
+            Ok(Reloaded { is_unchanged: true, .. }) => self.metrics.reloaded("unchanged"),
+            Ok(Reloaded { applied, pending_restart, .. }) => {
+                self.metrics.reloaded("applied");
+                let names = |keys: &[&str]| keys.iter().map(|&key| key.to_owned()).collect::<Vec<_>>();
+                let (applied, pending_restart) = (names(applied), names(pending_restart));
+                tracing::info!(?applied, ?pending_restart, "the settings have changed");
+                self.events
+                    .publish_with(EventType::ConfigChanged, || Event::ConfigChanged { applied, pending_restart });
+            }
+            Err(error) => {
+                self.metrics.reloaded("rejected");
+                tracing::error!(%error, "the new settings are refused, the running ones stay");
+                self.events
+                    .publish_with(EventType::ConfigRejected, || Event::ConfigRejected { error: error.to_string() });
+            }
+        }
+    }
+
+    /// Anonymous connections hold what the settings give them now, or nothing at all.
+    fn renew_anonymous(&self, settings: &Settings) {
+        if self.authenticator.is_none() {
+            return;
+        }
+        let permissions = Permissions::parse(&settings.auth.anonymous_permissions);
+        let grant = Grant::anonymous(permissions.unwrap_or_else(|_| Permissions::none()));
+        for session in self.users.all_sessions().iter().filter(|session| session.is_anonymous()) {
+            if settings.auth.allow_anonymous {
+                self.renew(session, Arc::clone(&grant));
+            } else {
+                let close = CloseReason::new(CloseCode::PERMISSION_WITHDRAWN, "a token is needed now");
+                self.close(session, &close, DisconnectReason::Permission);
+            }
+        }
+    }
+}
+
+impl HubInner {
+    /// From now on the hub runs on these settings.
+    fn switch(&self, prepared: Prepared) {
+        let Prepared { running, reloaded, retries: (policy, budget), files: _, tls, parts } = prepared;
+        let core = &self.core;
+        let old = core.settings();
+        core.settings.send_replace(Arc::new(running.clone()));
+        *core.reloading.pending_restart.lock() = reloaded.pending_restart;
+        self.transport.reconfigure(&settings::transport(&running, core.mail.keeper().is_some()));
+        core.mail.reconfigure(settings::mailbox(&running));
+        if let Some(keeper) = core.mail.keeper() {
+            keeper.store().set_limits(settings::inbox_limits(&running));
+        }
+        core.retries.reconfigure(policy, budget);
+        core.failures.reconfigure(settings::failures(&running));
+        core.log_failures(running.failure_handlers.enable_logging);
+        core.metrics.measure_failures(running.failure_handlers.enable_metrics);
+        core.webhooks.reconfigure(&running);
+        if old.limits.handshakes_per_second != running.limits.handshakes_per_second {
+            let rate = running.limits.handshakes_per_second;
+            *core.handshakes.lock() = Gcra::new(rate, rate);
+        }
+        let rates = |s: &Settings| (s.limits.messages_per_second, s.limits.bytes_per_second, s.limits.burst);
+        if rates(&old) != rates(&running) {
+            core.rates_generation.fetch_add(1, Relaxed);
+        }
+        if let Some(tls) = tls {
+            self.transport.set_tls(&tls);
+        }
+        parts.into_iter().for_each(|apply| apply());
+        let anonymous = |s: &Settings| (s.auth.allow_anonymous, s.auth.anonymous_permissions.clone());
+        if anonymous(&old) != anonymous(&running) {
+            core.renew_anonymous(&running);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Tokens that run out while their bearer is connected.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+use wsc_testkit::{Client, unix_now};
+
+use super::{TALK, authenticate, connect, enter, expect_unauthorized, guarded, token_with};
+use crate::support::assert_closed;
+
+fn now_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()
+}
+
+/// Expects the end of a token without a grace; a warning may come before it.
+pub(super) async fn expect_expired(client: &mut Client) {
+    let (frames, code) = client.read_to_end().await;
+    assert_eq!(code, 3005, "{client}");
+    assert!(frames.iter().all(|frame| frame.contains("token_expiring")) && frames.len() < 2, "{frames:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_warning_at_the_end_and_a_close_after_the_grace() {
+    let server = guarded("expiry_grace: 2s", "").await;
+    let exp = unix_now() + 2;
+    let mut alice = connect(&server, &token_with("alice", json!({"exp": exp, "permissions": TALK}))).await;
+    let mut bob = enter(&server, "bob").await;
+    let warning = alice.expect("token_expiring").await;
+    let warned = now_ms();
+    assert!(warned >= u128::from(exp) * 1000, "{} ms early", u128::from(exp) * 1000 - warned);
+    assert!(warning["data"]["expires_at"].is_u64(), "{warning}");
+    // In the grace everything works.
+    alice.tell("bob", json!("still here")).await;
+    bob.expect("direct_message").await;
+    let (code, reason) = alice.expect_close().await;
+    let closed = now_ms();
+    assert_closed(&(code, reason.clone()), 3005);
+    assert_eq!(reason["reconnect"], true);
+    let due = u128::from(exp + 2) * 1000;
+    assert!(closed >= due, "{} ms early", due - closed);
+    assert!(closed < due + 5000, "{} ms late", closed - due);
+    bob.expect_quiet().await;
+
+    let metrics = super::metrics(&server).await;
+    assert_eq!(metrics.sum("wsc_disconnections_total", &[("reason", "token_expired")]), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_the_grace_it_may_be_renewed() {
+    let server = guarded("expiry_grace: 2s", "").await;
+    let exp = unix_now() + 1;
+    let short = token_with("alice", json!({"exp": exp}));
+    let mut renewed = connect(&server, &short).await;
+    let mut other = connect(&server, &short).await;
+    renewed.expect("token_expiring").await;
+    other.expect("token_expiring").await;
+    // Not with the token that has just run out.
+    other.request_error(authenticate(&short), 2002).await;
+    renewed.request_ok(authenticate(&token_with("alice", json!({}))), "authenticated").await;
+    assert_closed(&other.expect_close().await, 3005);
+    renewed.expect_quiet().await;
+    // New connections and HTTP have no grace.
+    super::expect_refusal(&server, Some(&short), super::OLD_TOKEN).await;
+    expect_unauthorized(&server, &short, 2002).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_end_at_once_and_nobody_else() {
+    let server = guarded("expiry_grace: 0s", "").await;
+    let exp = unix_now() + 3;
+    let mut short = Vec::new();
+    for n in 0..50 {
+        short.push(connect(&server, &token_with(&format!("u{n}"), json!({"exp": exp}))).await);
+    }
+    let mut alice = enter(&server, "alice").await;
+    for client in &mut short {
+        expect_expired(client).await;
+    }
+    alice.expect_quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_let_in_with_leeway_stays_that_long() {
+    let server = guarded("leeway: 5m, expiry_grace: 0s", "").await;
+    let late = token_with("alice", json!({"exp": unix_now() - 60, "permissions": TALK}));
+    let mut client = Client::connect(&super::ws_url(&server, &late)).await;
+    client.join("r1").await;
+    super::expect_refusal(&server, Some(&token_with("alice", json!({"exp": unix_now() - 400}))), super::OLD_TOKEN)
+        .await;
+}
