@@ -87,6 +87,8 @@ fn line_of(request: &impl Serialize) -> String {
 #[test]
 fn the_child() {
     let Ok(role) = std::env::var(ROLE) else { return };
+    // The harness has begun a line.
+    println!();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         match role.as_str() {
