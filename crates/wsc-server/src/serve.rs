@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use wsc_hub::{
     Hub, Settings,
-    config::{self, Source, Strictness},
+    config::{self, DemoPage, Source, Strictness},
     store::Opened,
 };
 
@@ -142,12 +142,26 @@ fn greet(settings: &Settings, source: &Source, address: SocketAddr, internal: Op
         text += &format!("wsc: metrics and debug pages on http://{internal}\n");
     }
     text += &format!("wsc: settings: {source}\n");
-    text += &format!("wsc: demo page       {http}://{address}/\n");
-    text += &format!("wsc: clients         {ws}://{address}/ws?user_id=alice\n");
+    let has_tokens = settings.auth.enabled;
+    let has_page = match settings.http.demo_page {
+        DemoPage::Off => false,
+        DemoPage::Auto => settings.listen.ip().is_loopback(),
+        _ => true,
+    };
+    // The page's people come without tokens.
+    if has_page && !has_tokens {
+        text += &format!("wsc: demo page       {http}://{address}/\n");
+    }
+    let (who, key) = if has_tokens {
+        ("token=$(wsc gen-token -q -u alice)", "-H \"X-API-Key: $KEY\" ")
+    } else {
+        ("user_id=alice", "")
+    };
+    text += &format!("wsc: clients         {ws}://{address}/ws?{who}\n");
     text += &format!("wsc: API description {http}://{address}/openapi.json\n");
     text += "wsc: push to a user:\n";
     text += &format!(
-        "       curl -H 'Content-Type: application/json' -d '{{\"content\":\"hello\"}}' \
+        "       curl {key}-H 'Content-Type: application/json' -d '{{\"content\":\"hello\"}}' \
          {http}://{address}/api/users/alice/messages\n"
     );
     // Nobody has to read it.
