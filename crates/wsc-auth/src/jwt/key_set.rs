@@ -115,8 +115,12 @@ impl KeySet {
         let runtime = Handle::try_current().map_err(|_| JwtError::NoRuntime)?;
         // The first fetch is about to run: who comes before it has ended waits for it.
         let progress = Progress { is_fetching: true, ended: 0, has_failed: false, asked_at: None };
-        let shared =
-            Shared { source: Box::new(source), keys: ArcSwapOption::empty(), progress: watch::Sender::new(progress) };
+        let shared = Shared {
+            source: Box::new(source),
+            shown: parse_url(&url).map(|url| shown(&url))?,
+            keys: ArcSwapOption::empty(),
+            progress: watch::Sender::new(progress),
+        };
         Ok(Self { url, shared: Arc::new(shared), runtime, task: OnceLock::new() })
     }
 
