@@ -76,6 +76,19 @@ pub(crate) struct Close {
     pub(crate) reconnect: Option<bool>,
 }
 
+impl Close {
+    /// An end without a close frame, now.
+    fn cut() -> Self {
+        Self { at_us: unix_us(), code: 1006, retry_after_ms: None, reconnect: None }
+    }
+
+    fn of(cause: &Cause) -> Self {
+        let Cause::Closed(closing) = cause else { return Self::cut() };
+        let retry_after_ms = closing.retry_after.map(|after| after.as_millis() as u64);
+        Self { at_us: unix_us(), code: closing.code.0, retry_after_ms, reconnect: closing.reconnect }
+    }
+}
+
 /// A fleet, in a process of its own.
 #[derive(Debug)]
 pub(crate) struct Fleet(Child);
@@ -225,10 +238,7 @@ impl Crew {
                         (reason["retry_after_ms"].as_u64(), reason["reconnect"].as_bool());
                     break self.ended(&node, Close { at_us: unix_us(), code, retry_after_ms, reconnect });
                 }
-                Heard::Cut => {
-                    let close = Close { at_us: unix_us(), code: 1006, retry_after_ms: None, reconnect: None };
-                    break self.ended(&node, close);
-                }
+                Heard::Cut => break self.ended(&node, Close::cut()),
             }
         }
         peer.reset();
@@ -244,12 +254,13 @@ impl Crew {
         // The handle is kept: the client ends with it.
         let (_client, mut events) = builder.start().unwrap();
         let mut ready = Some(ready);
-        let mut node = String::new();
+        // While connected: to which.
+        let mut node = None::<String>;
         while let Some(event) = events.next().await {
             match event {
                 Event::Connected(connected) => {
-                    node = connected.node_id;
-                    self.note(|report| *report.nodes.entry(node.clone()).or_default() += 1);
+                    self.note(|report| *report.nodes.entry(connected.node_id.clone()).or_default() += 1);
+                    node = Some(connected.node_id);
                     if let Some(ready) = ready.take() {
                         ready();
                     }
@@ -257,13 +268,11 @@ impl Crew {
                 Event::Delivery(delivery) => {
                     self.note(|report| *report.got.entry(delivery.id).or_default() += 1);
                 }
-                Event::Disconnected { cause: Cause::Closed(closing), .. } => {
-                    let retry_after_ms = closing.retry_after.map(|after| after.as_millis() as u64);
-                    let (at_us, code) = (unix_us(), closing.code.0);
-                    self.ended(&node, Close { at_us, code, retry_after_ms, reconnect: closing.reconnect });
-                }
-                Event::Disconnected { cause: Cause::Lost(_) | Cause::Silent, .. } => {
-                    self.ended(&node, Close { at_us: unix_us(), code: 1006, retry_after_ms: None, reconnect: None });
+                // What else ends is an attempt to come back.
+                Event::Disconnected { cause, .. } => {
+                    if let Some(node) = node.take() {
+                        self.ended(&node, Close::of(&cause));
+                    }
                 }
                 Event::Closed { cause } => panic!("client {number} gave up: {cause}"),
                 _ => {}
