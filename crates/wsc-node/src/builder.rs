@@ -255,6 +255,7 @@ impl HubBuilder {
                 handlers: RwLock::new(Arc::new(handlers)),
                 authenticator,
                 revocations,
+                revoking: tokio::sync::Mutex::default(),
                 expiries: Expiries::default(),
                 records,
                 webhooks: WebhookSink(webhooks),

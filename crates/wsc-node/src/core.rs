@@ -52,6 +52,7 @@ pub(crate) struct Core {
     pub(crate) handlers: RwLock<Arc<Handlers>>,
     pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
     pub(crate) revocations: Revocations,
+    pub(crate) revoking: tokio::sync::Mutex<()>,
     pub(crate) expiries: Expiries,
     /// What must survive beside messages.
     pub(crate) records: Arc<dyn RecordStore>,

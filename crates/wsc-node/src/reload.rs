@@ -4,20 +4,18 @@ use std::{
     fmt, fs,
     hash::{BuildHasher, RandomState},
     path::PathBuf,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Release},
 };
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use wsc_auth::Permissions;
 use wsc_config::{ConfigError, KeyPath, Problems, Settings};
 use wsc_delivery::{RetryBudget, RetryPolicy};
-use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, Event, EventType};
+use wsc_protocol::{Event, EventType};
 use wsc_transport::{TlsConfig, TlsError};
 
 use crate::{
     core::Core,
-    grant::Grant,
     hub::{Hub, HubInner},
     limits::Gcra,
     settings,
@@ -272,23 +270,6 @@ impl Core {
             }
         }
     }
-
-    /// Anonymous connections hold what the settings give them now, or nothing at all.
-    fn renew_anonymous(&self, settings: &Settings) {
-        if self.authenticator.is_none() {
-            return;
-        }
-        let permissions = Permissions::parse(&settings.auth.anonymous_permissions);
-        let grant = Grant::anonymous(permissions.unwrap_or_else(|_| Permissions::none()));
-        for session in self.users.all_sessions().iter().filter(|session| session.is_anonymous()) {
-            if settings.auth.allow_anonymous {
-                self.renew(session, &grant);
-            } else {
-                let close = CloseReason::new(CloseCode::PERMISSION_WITHDRAWN, "a token is needed now");
-                self.close(session, &close, DisconnectReason::Permission);
-            }
-        }
-    }
 }
 
 impl HubInner {
@@ -315,7 +296,7 @@ impl HubInner {
         }
         let rates = |s: &Settings| (s.limits.messages_per_second, s.limits.bytes_per_second, s.limits.burst);
         if rates(&old) != rates(&running) {
-            core.rates_generation.fetch_add(1, Relaxed);
+            core.rates_generation.fetch_add(1, Release);
         }
         if let Some(tls) = tls {
             self.transport.set_tls(&tls);
@@ -323,7 +304,7 @@ impl HubInner {
         parts.into_iter().for_each(|apply| apply());
         let anonymous = |s: &Settings| (s.auth.allow_anonymous, s.auth.anonymous_permissions.clone());
         if anonymous(&old) != anonymous(&running) {
-            core.renew_anonymous(&running);
+            core.users.all_sessions().iter().for_each(|session| core.renew_anonymous(session));
         }
     }
 }
