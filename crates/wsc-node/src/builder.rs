@@ -259,7 +259,7 @@ impl HubBuilder {
                 expiries: Expiries::default(),
                 records,
                 webhooks: WebhookSink(webhooks),
-                reloading,
+                reloading: Arc::new(reloading),
                 traced,
                 failure_log: Mutex::new(None),
                 events,

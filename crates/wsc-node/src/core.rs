@@ -57,7 +57,7 @@ pub(crate) struct Core {
     /// What must survive beside messages.
     pub(crate) records: Arc<dyn RecordStore>,
     pub(crate) webhooks: WebhookSink,
-    pub(crate) reloading: Reloading,
+    pub(crate) reloading: Arc<Reloading>,
     /// Messages of distributed traces.
     pub(crate) traced: Arc<Traced>,
     /// The handler that writes failures to the log, while there is one.

@@ -47,6 +47,14 @@ impl Expiries {
     }
 }
 
+impl Expiries {
+    /// When tokens run out is to be worked out anew.
+    pub(crate) fn look_again(&self) {
+        self.next.store(0, Relaxed);
+        self.sooner.notify_one();
+    }
+}
+
 impl Core {
     /// The identity that a token speaks for, unless it was revoked.
     pub(crate) async fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
@@ -87,7 +95,9 @@ impl Core {
     fn expire_tokens(&self) {
         // Whoever comes from now on lowers it again.
         self.expiries.next.store(NEVER, Relaxed);
-        let (now, grace) = (now_ms(), self.settings().auth.expiry_grace.as_millis() as u64);
+        let auth = &self.settings().auth;
+        // Who was let in by the leeway has the grace, too.
+        let (now, grace) = (now_ms(), (auth.leeway + auth.expiry_grace).as_millis() as u64);
         let mut next = NEVER;
         let mut expired = Vec::new();
         self.users.for_each(|session| {
