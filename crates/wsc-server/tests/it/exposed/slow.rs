@@ -280,3 +280,29 @@ where
     }
     assert!(answers > attackers && slowest < 3 * TOLERATED, "{answers} answers, the slowest after {slowest:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_answers_does_not_keep_its_place() {
+    let server = hub("handshake_timeout: 1s, write_timeout: 1s, http: {read_timeout: 1s}").await;
+    let mut alice = Client::connect(&server.ws_url_as("alice")).await;
+    let before = open_files(server.pid());
+    let mut held = Vec::new();
+    let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
+    for _ in 0..20 {
+        let options = wsc_testkit::RawOptions { recv_buffer: Some(4096), ..Default::default() };
+        let mut raw = RawClient::tcp_with(server.addr(), options).await;
+        raw.try_send_bytes(request.as_bytes()).await;
+        held.push(raw);
+    }
+    eventually("they are gone", async || {
+        alice.expect_quiet().await;
+        (open_files(server.pid()) <= before + 1).then_some(())
+    })
+    .await;
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+/// How many files a process has open, sockets included.
+fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
