@@ -75,10 +75,13 @@ struct State {
     messages: Option<Gcra>,
     bytes: Option<Gcra>,
     told_at: Option<u64>,
-    /// Refused messages in a row of seconds.
-    refused: u64,
+    /// What was refused since.
     refused_since: u64,
-    max_refused: u64,
+    refused_messages: u64,
+    refused_bytes: u64,
+    /// What is too much of that; `u64::MAX` where there is no such rate.
+    max_messages: u64,
+    max_bytes: u64,
 }
 
 impl Rates {
@@ -89,15 +92,17 @@ impl Rates {
         if messages.is_none() && bytes.is_none() {
             return None;
         }
-        let burst = if messages.is_some() { limits.message_burst() } else { limits.byte_burst() };
+        let too_much = |burst: u64| if burst == 0 { u64::MAX } else { burst.saturating_mul(REFUSED_BURSTS) };
         Some(Self(Mutex::new(State {
             start: Instant::now(),
             messages,
             bytes,
             told_at: None,
-            refused: 0,
             refused_since: 0,
-            max_refused: burst.saturating_mul(10),
+            refused_messages: 0,
+            refused_bytes: 0,
+            max_messages: too_much(limits.message_burst()),
+            max_bytes: too_much(limits.byte_burst()),
         })))
     }
 
@@ -118,10 +123,11 @@ impl State {
         let Err(retry_after) = passed else { return Verdict::Pass };
         if now.saturating_sub(self.refused_since) > REFUSAL_WINDOW {
             self.refused_since = now;
-            self.refused = 0;
+            (self.refused_messages, self.refused_bytes) = (0, 0);
         }
-        self.refused += 1;
-        if self.refused > self.max_refused {
+        self.refused_messages += 1;
+        self.refused_bytes = self.refused_bytes.saturating_add(len as u64);
+        if self.refused_messages > self.max_messages || self.refused_bytes > self.max_bytes {
             return Verdict::Close;
         }
         let tell = self.told_at.is_none_or(|told_at| now - told_at >= SECOND);
@@ -242,6 +248,9 @@ impl Drop for HttpPlace<'_> {
 
 const SECOND: u64 = 1_000_000_000;
 
+/// So many bursts refused within [`REFUSAL_WINDOW`] are the end.
+const REFUSED_BURSTS: u64 = 10;
+
 /// So many nanoseconds of refusals count towards the end of a connection.
 const REFUSAL_WINDOW: u64 = 10 * SECOND;
 
@@ -304,6 +313,18 @@ mod tests {
         first.is_cut().await;
         drop((first, second, third, fourth));
         assert!(places.0.lock().taken.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn far_too_many_bytes_end_it_too() {
+        let mut limits = LimitSettings::default();
+        limits.bytes_per_second = 1000;
+        let rates = Rates::new(&limits).unwrap();
+        // One more than the bucket holds passes while it is empty; ten bursts of 2,000 bytes may be refused.
+        assert_eq!(rates.check(6000), Verdict::Pass);
+        let verdicts: Vec<_> = (0..4).map(|_| rates.check(6000)).collect();
+        assert!(verdicts[..3].iter().all(|v| matches!(v, Verdict::Refuse { .. })), "{verdicts:?}");
+        assert_eq!(verdicts[3], Verdict::Close);
     }
 
     #[test]
