@@ -182,7 +182,9 @@ impl fmt::Debug for Revocations {
 
 /// There is no room for one more revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there are {MAX_REVOCATIONS} revocations already; changing the signing key ends every token at once")]
+#[error(
+    "there are {MAX_REVOCATIONS} revocations already; with another signing key no token of before is accepted any more"
+)]
 pub struct RevocationsFull;
 
 #[cfg(test)]

@@ -129,6 +129,8 @@ impl wsc_node::Reloadable for JwtPart {
             return Ok(None);
         }
         let prepared = self.authenticator.prepare(config).map_err(|e| format!("auth: {e}"))?;
+        // The keys that are known stay until there are others.
+        prepared.fetched().await.map_err(|e| format!("auth.jwks_url: {e}"))?;
         let (authenticator, digest) = (Arc::clone(&self.authenticator), Arc::clone(&self.digest));
         Ok(Some(Box::new(move || {
             authenticator.apply(prepared);

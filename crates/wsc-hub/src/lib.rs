@@ -3,7 +3,7 @@
 //! A program embeds a [`Hub`], lets clients connect, and sends to users, rooms or everybody; each send says what
 //! became of the message. The same hub runs as a server of its own: the `wsc` command of `wsc-server`.
 //!
-//! This crate is what programs depend on. It has no logic of its own: it gathers the crates below it, and each of
+//! This crate is what programs depend on. It gathers the crates below it and puts them together as settings ask; each of
 //! them can be used alone.
 //!
 //! # A hub in ten lines

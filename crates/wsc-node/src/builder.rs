@@ -325,6 +325,7 @@ async fn upkeep(core: Arc<Core>, stop: CancellationToken) {
             () = tokio::time::sleep(UPKEEP_INTERVAL) => {
                 core.metrics.upkeep();
                 core.ring.expire(now_ms());
+                core.traced.forget_old();
             }
             () = stop.cancelled() => return,
         }

@@ -110,12 +110,14 @@ const MAX_FILE_LEN: u64 = 4 << 20;
 /// reload, or the end.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
+const TOO_SLOW: &str = "reading the settings, and what they name, takes too long";
+
 /// Reads files on a thread that may block.
 async fn read<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, ReloadError> {
     match tokio::time::timeout(READ_PATIENCE, tokio::task::spawn_blocking(read)).await {
         Ok(Ok(read)) => Ok(read),
         Ok(Err(_)) => Err(ReloadError::Part("reading the settings panicked".to_owned())),
-        Err(_) => Err(ReloadError::Part("reading the settings and the files that they name takes too long".to_owned())),
+        Err(_) => Err(ReloadError::Part(TOO_SLOW.to_owned())),
     }
 }
 
@@ -291,7 +293,8 @@ impl Core {
         }
         let mut parts = Vec::new();
         for part in &self.reloading.parts {
-            parts.extend(part.prepare(&running).await.map_err(ReloadError::Part)?);
+            let prepared = tokio::time::timeout(READ_PATIENCE, part.prepare(&running)).await;
+            parts.extend(prepared.unwrap_or_else(|_| Err(TOO_SLOW.to_owned())).map_err(ReloadError::Part)?);
         }
         let is_unchanged = is_same_text && applied.is_empty() && parts.is_empty();
         let reloaded = Reloaded { applied, pending_restart, is_unchanged };

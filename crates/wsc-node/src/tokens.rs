@@ -99,7 +99,8 @@ impl Core {
         // Who was let in by the leeway has the grace, too.
         let (now, grace) = (now_ms(), (auth.leeway + auth.expiry_grace).as_millis() as u64);
         let mut next = NEVER;
-        let mut expired = Vec::new();
+        let (mut expired, mut told) = (Vec::new(), Vec::new());
+        // Nothing is sent in here: whoever is told that a message found no room may look into the table.
         self.users.for_each(|session| {
             let Some(expires_at) = session.grant().expires_at_ms() else { return };
             let ends_at = expires_at.saturating_add(grace);
@@ -109,7 +110,7 @@ impl Core {
             }
             if now >= expires_at {
                 if session.is_first_told_of_expiry() {
-                    tell_expiry(session, expires_at);
+                    told.push((Arc::clone(session), expires_at));
                 }
                 next = next.min(ends_at);
             } else {
@@ -117,6 +118,9 @@ impl Core {
             }
         });
         self.expiries.next.fetch_min(next, Relaxed);
+        for (session, expires_at) in told {
+            tell_expiry(&session, expires_at);
+        }
         for session in expired {
             let close = CloseReason::new(CloseCode::TOKEN_EXPIRED, "token expired");
             self.close(&session, &close, DisconnectReason::TokenExpired);

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use parking_lot::Mutex;
@@ -59,6 +59,23 @@ impl Traced {
     /// Whether any message belongs to a trace.
     pub(crate) fn is_active(&self) -> bool {
         self.count.load(Relaxed) > 0
+    }
+
+    /// Forgets messages of long ago, so that without new ones messages cost as little as before.
+    pub(crate) fn forget_old(&self) {
+        if !self.is_active() {
+            return;
+        }
+        let mut messages = self.messages.lock();
+        while let Some(&oldest) = messages.order.front() {
+            let is_old = |message: &TracedMessage| message.accepted_at.elapsed().is_ok_and(|age| age > MEMORY);
+            if !messages.by_id.get(&oldest).is_none_or(is_old) {
+                break;
+            }
+            messages.order.pop_front();
+            messages.by_id.remove(&oldest);
+        }
+        self.count.store(messages.by_id.len(), Relaxed);
     }
 
     fn get(&self, id: Uuid) -> Option<TracedMessage> {
@@ -117,5 +134,6 @@ pub(crate) fn new_span_id() -> u64 {
     Uuid::now_v7().as_u64_pair().1
 }
 
-/// Messages of traces that are remembered.
+/// Messages of traces that are remembered, and for how long. What comes later is told without its trace.
 const MOST_MESSAGES: usize = 10_000;
+const MEMORY: Duration = Duration::from_secs(10 * 60);

@@ -214,7 +214,8 @@ impl Users {
         self.by_id.iter().find_map(|user| user.key().0.sessions.lock().iter().find(|s| s.id == id).cloned())
     }
 
-    /// Calls `visit` with every connection, in no order. It must not look into this table.
+    /// Calls `visit` with every connection, in no order. It must not look into this table, and so must not send: what a
+    /// full queue drops is counted by the type of its receiver, who is looked up here.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&Arc<Session>)) {
         for user in &self.by_id {
             user.key().0.sessions.lock().iter().for_each(&mut visit);

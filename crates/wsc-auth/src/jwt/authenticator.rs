@@ -31,6 +31,26 @@ pub struct JwtAuthenticator {
 /// Settings that were checked and can be [applied](JwtAuthenticator::apply).
 pub struct PreparedKeys(Arc<Verifier>);
 
+impl PreparedKeys {
+    /// Waits until there are keys: those of a key set that is not known yet are fetched, which takes as long as one
+    /// fetch does at most. Without this, whoever shows a token has to wait for them, and may be refused.
+    ///
+    /// # Errors
+    ///
+    /// [`JwtError::KeySetUnavailable`] where the fetch fails.
+    ///
+    /// # Cancel safety
+    ///
+    /// The fetch ends with these prepared keys.
+    pub async fn fetched(&self) -> Result<(), JwtError> {
+        match &self.0.keys {
+            #[cfg(feature = "jwks")]
+            Keys::Set(set) if !set.fetched().await => Err(JwtError::KeySetUnavailable),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl JwtAuthenticator {
     /// Accepts what `config` describes. A key set begins to be fetched; until it has been, tokens are answered with
     /// [`AuthError::Unavailable`].
@@ -44,7 +64,7 @@ impl JwtAuthenticator {
         Ok(Self { current: ArcSwap::from_pointee(verifier) })
     }
 
-    /// Checks new settings without applying them. Nothing is fetched for it.
+    /// Checks new settings without applying them. Nothing is fetched for it; see [`PreparedKeys::fetched`].
     ///
     /// # Errors
     ///

@@ -54,6 +54,9 @@ pub enum JwtError {
     /// The address of a key set cannot be used.
     #[error("the key set's URL is not an http or https URL")]
     KeySetUrl,
+    /// The key set could not be fetched.
+    #[error("the key set cannot be fetched")]
+    KeySetUnavailable,
     /// This build cannot fetch key sets: the cargo feature `jwks` is off.
     #[error("key sets are not built into this program (cargo feature jwks)")]
     NoKeySets,

@@ -132,6 +132,15 @@ impl KeySet {
         });
     }
 
+    /// Begins to keep it fresh, waits for the first fetch to end, and says whether there are keys.
+    pub(super) async fn fetched(&self) -> bool {
+        self.start();
+        let mut progress = self.shared.progress.subscribe();
+        // It fails where nobody fetches any more.
+        let _ = progress.wait_for(|progress| progress.ended > 0).await;
+        self.shared.keys.load().is_some()
+    }
+
     pub(super) fn url(&self) -> &str {
         &self.url
     }

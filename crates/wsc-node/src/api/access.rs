@@ -7,7 +7,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, Method, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts};
 use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret;
 use wsc_auth::{AuthError, Identity, Permission, Permissions, StaticTokens};
@@ -16,7 +16,9 @@ use wsc_protocol::{ErrorCode, ErrorReply, Id, TraceContext};
 use wsc_transport::Peer;
 
 use super::reply::Refusal;
-use crate::{core::Core, exposure, hub::Hub, mail::Via as Sender, routing::SYSTEM, traced::new_span_id};
+use crate::{
+    core::Core, exposure, hub::Hub, limits::HttpState, mail::Via as Sender, routing::SYSTEM, traced::new_span_id,
+};
 
 /// How a request came to us: an extension of every request.
 #[derive(Clone)]
@@ -27,6 +29,8 @@ pub(crate) struct Via {
     /// `None` where a foreign server does not say who is asking.
     pub(crate) peer: Option<Peer>,
     pub(crate) surface: Surface,
+    /// Of the connection, where it is one of ours.
+    pub(crate) state: Option<Arc<HttpState>>,
 }
 
 impl Via {
@@ -211,6 +215,10 @@ async fn caller(via: &Via, parts: &Parts, settings: &Settings) -> Result<Caller,
     }
     if authenticator.is_some() {
         return Err(ErrorReply::new(ErrorCode::Unauthorized, "this needs an API key or a token").into());
+    }
+    if parts.version < Version::HTTP_11 {
+        // Proxies that say nothing of themselves speak it to what stands behind them; programs of this machine do not.
+        return Err(Refusal::forbidden("closed to HTTP/1.0 while authentication is off"));
     }
     exposure::check_private(&parts.headers, &parts.uri, via.peer.as_ref(), settings).map_err(Refusal::forbidden)?;
     Ok(Caller::operator())

@@ -13,7 +13,7 @@ use wsc_config::Settings;
 use wsc_protocol::{ErrorCode, ErrorReply, Id, check_text};
 
 use super::{access::Via, reply::Refusal};
-use crate::{core::Core, hub::check_id};
+use crate::{core::Core, hub::check_id, limits::HttpState};
 
 /// A JSON object in the body.
 pub(crate) struct Json<T>(pub(crate) T);
@@ -22,12 +22,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
-        let settings = via(request.extensions())?.core.settings();
+        let via = via(request.extensions())?;
+        let (settings, state) = (via.core.settings(), via.state.clone());
         if !is_json(request.headers()) {
             let message = "the body must be application/json";
             return Err(Refusal::with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::InvalidFormat, message));
         }
+        let waiting = state.as_ref().map(HttpState::wait);
         let body = read(request, &settings).await?;
+        drop(waiting);
         parse(&body).map(Json)
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn router(core: Arc<Core>, hub: Option<Hub>) -> Router {
         .route_layer(middleware::from_fn(guard))
         .route_layer(middleware::from_fn(move |mut request: Request, next: Next| {
             let peer = Via::foreign_peer(&request);
-            let via = Via { core: Arc::clone(&core), hub: hub.clone(), peer, surface: Surface::Public };
+            let via = Via { core: Arc::clone(&core), hub: hub.clone(), peer, surface: Surface::Public, state: None };
             request.extensions_mut().insert(via);
             next.run(request)
         }))

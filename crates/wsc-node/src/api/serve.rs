@@ -6,7 +6,7 @@ use axum::body::Body;
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 use wsc_transport::{Peer, Stream};
@@ -16,7 +16,10 @@ use super::{
     patient::Patient,
     routes::routes,
 };
-use crate::{core::Core, limits::HttpState};
+use crate::{
+    core::Core,
+    limits::{HttpPlaces, HttpState},
+};
 
 /// Serves one connection that speaks HTTP, until it ends or the hub has drained.
 pub(crate) async fn serve(core: &Arc<Core>, stream: Stream, peer: Peer, state: &Arc<HttpState>) {
@@ -25,9 +28,8 @@ pub(crate) async fn serve(core: &Arc<Core>, stream: Stream, peer: Peer, state: &
 
 /// Serves the operators' listener. It goes on while the hub drains: that is when its pages are looked at.
 pub(crate) async fn serve_internal(core: Arc<Core>, listener: TcpListener, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MAX_INTERNAL_CONNECTIONS));
+    let places = Arc::<HttpPlaces>::default();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
@@ -42,10 +44,13 @@ pub(crate) async fn serve_internal(core: Arc<Core>, listener: TcpListener, stop:
         };
         let Ok(local) = socket.local_addr() else { continue };
         let peer = Peer { remote, local, is_tls: false };
-        let (core, stop) = (Arc::clone(&core), stop.clone());
+        let (core, stop, places) = (Arc::clone(&core), stop.clone(), Arc::clone(&places));
         core.tasks.clone().spawn(async move {
-            serve_until(&core, Box::new(socket), peer, Surface::Internal, &Arc::default(), &stop).await;
-            drop(place);
+            let Some(place) = places.take(MAX_INTERNAL_CONNECTIONS) else { return };
+            tokio::select! {
+                () = serve_until(&core, Box::new(socket), peer, Surface::Internal, &place.state, &stop) => {}
+                () = place.is_cut() => {}
+            }
         });
     }
 }
@@ -59,7 +64,7 @@ async fn serve_until(
     stop: &CancellationToken,
 ) {
     let service = service_fn(|mut request: Request<Incoming>| {
-        let via = Via { core: Arc::clone(core), hub: None, peer: Some(peer), surface };
+        let via = Via { core: Arc::clone(core), hub: None, peer: Some(peer), surface, state: Some(Arc::clone(state)) };
         request.extensions_mut().insert(via);
         let mut router = routes().clone();
         let working = state.work();
@@ -100,7 +105,7 @@ async fn serve_until(
 const MAX_BUFFER_LEN: usize = 16 << 10;
 
 /// Operators and their scrapers are few.
-const MAX_INTERNAL_CONNECTIONS: usize = 256;
+const MAX_INTERNAL_CONNECTIONS: u64 = 256;
 
 /// How long a request may go on that is under way when the hub stops.
 const LAST_REQUEST: std::time::Duration = std::time::Duration::from_secs(1);

@@ -3,9 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
-use wsc_testkit::{Client, unix_now};
+use wsc_testkit::{Client, RawClient, RawOptions, unix_now};
 
-use super::{TALK, authenticate, connect, enter, expect_unauthorized, guarded, token_with};
+use super::{API_KEY, API_KEYS, TALK, authenticate, connect, enter, expect_unauthorized, guarded, token_with};
 use crate::support::assert_closed;
 
 fn now_ms() -> u128 {
@@ -87,4 +87,44 @@ async fn who_was_let_in_with_leeway_stays_that_long() {
     client.join("r1").await;
     super::expect_refusal(&server, Some(&token_with("alice", json!({"exp": unix_now() - 400}))), super::OLD_TOKEN)
         .await;
+}
+
+/// Being told of the end has to make room in the queue: what is dropped for it is counted by its receiver, while all
+/// connections are being looked through for tokens that have run out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_token_finds_a_full_queue() {
+    let queue = "queue: {policy: drop_oldest, max_bytes: 64KiB}, storage: {kind: none}";
+    let server = guarded("expiry_grace: 1h", &format!("{queue}, {API_KEYS}")).await;
+    let exp = unix_now() + 4;
+    let users: Vec<String> = (0..8).map(|number| format!("deaf-{number}")).collect();
+    let mut deaf = Vec::new();
+    for user in &users {
+        let path = format!("/ws?token={}", token_with(user, json!({"exp": exp})));
+        let options = RawOptions { recv_buffer: Some(4096), ..RawOptions::default() };
+        let mut raw = RawClient::connect_with(server.addr(), &path, options).await;
+        raw.expect("connected").await;
+        deaf.push(raw);
+    }
+    let fill = async |content: &str| {
+        let message = |user: &String| json!({"user_id": user, "content": content});
+        let messages: Vec<_> = users.iter().flat_map(|user| std::iter::repeat_n(user, 20)).map(message).collect();
+        let body = json!({"messages": messages}).to_string();
+        let headers = [("content-type", "application/json"), ("x-api-key", API_KEY)];
+        let answer = server.http("POST", "/api/messages/batch", &headers, Some(body.as_bytes())).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    };
+    for _ in 0..30 {
+        fill(&"x".repeat(5000)).await;
+    }
+    // Small ones of all sizes until it has happened, so that no queue has room for one frame more.
+    let mut size = 0;
+    while unix_now() < exp + 3 {
+        size = (size + 7) % 61;
+        fill(&"y".repeat(size)).await;
+    }
+    assert_eq!(server.get("/health").await.status, 200);
+    for user in &users {
+        let shown = server.http("GET", &format!("/api/users/{user}"), &[("x-api-key", API_KEY)], None).await;
+        assert_eq!(shown.status, 200, "{shown:?}");
+    }
 }

@@ -64,7 +64,8 @@ fn told(posts: &[Post]) -> BTreeMap<String, Vec<(String, String)>> {
 async fn a_receiver_is_away_for_minutes_and_the_hub_restarts_in_the_middle() {
     let outage = Duration::from_secs(number("WSC_OUTAGE").unwrap_or(180));
     let mut receiver = WebhookReceiver::start().await;
-    let filters = "event_filters: [client.connected, client.disconnected], webhook_timeout: 2s";
+    // The default: twenty requests a second while it is there.
+    let filters = "event_filters: [client.connected, client.disconnected], batch_interval: 50ms, webhook_timeout: 2s";
     let mut server = hub_with_webhooks(&receiver, filters, "drain: {deadline: 5s}").await;
     let mut book = Book::default();
     book.keep(&server, Duration::from_secs(5)).await;
