@@ -105,22 +105,25 @@ async fn the_end_of_a_token_finds_a_full_queue() {
         raw.expect("connected").await;
         deaf.push(raw);
     }
-    let fill = async |content: &str| {
-        let message = |user: &String| json!({"user_id": user, "content": content});
-        let messages: Vec<_> = users.iter().flat_map(|user| std::iter::repeat_n(user, 20)).map(message).collect();
+    let fill = async |lens: &[usize]| {
+        let message = |(user, len): (&String, usize)| json!({"user_id": user, "content": "x".repeat(len)});
+        // Each queue is filled in a way of its own.
+        let shifted = |number: usize| lens.iter().cycle().skip(number).take(lens.len() - number % 2).copied();
+        let for_user = |(number, user)| shifted(number).map(move |len| message((user, len)));
+        let messages: Vec<_> = users.iter().enumerate().flat_map(for_user).collect();
         let body = json!({"messages": messages}).to_string();
         let headers = [("content-type", "application/json"), ("x-api-key", API_KEY)];
         let answer = server.http("POST", "/api/messages/batch", &headers, Some(body.as_bytes())).await;
         assert_eq!(answer.status, 200, "{answer:?}");
     };
-    for _ in 0..30 {
-        fill(&"x".repeat(5000)).await;
+    // More than the kernel takes, then small ones of all sizes until it has happened, so that some queue has no room
+    // for one frame more.
+    for _ in 0..60 {
+        fill(&[15_000; 6]).await;
     }
-    // Small ones of all sizes until it has happened, so that no queue has room for one frame more.
-    let mut size = 0;
+    let lens: Vec<usize> = (0..97).map(|number| number * 29 % 61).collect();
     while unix_now() < exp + 3 {
-        size = (size + 7) % 61;
-        fill(&"y".repeat(size)).await;
+        fill(&lens).await;
     }
     assert_eq!(server.get("/health").await.status, 200);
     for user in &users {
