@@ -23,12 +23,22 @@ pub trait Authenticator: Send + Sync + 'static {
     ///
     /// The node drops the future when the handshake times out; an implementation must keep nothing half done.
     async fn authenticate(&self, token: &str) -> Result<Identity, AuthError>;
+
+    /// Whether tokens can be checked at all, as far as is known. While they cannot, the hub says that it is not ready.
+    /// Default: true.
+    fn is_ready(&self) -> bool {
+        true
+    }
 }
 
 #[async_trait]
 impl<T: Authenticator + ?Sized> Authenticator for Arc<T> {
     async fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
         (**self).authenticate(token).await
+    }
+
+    fn is_ready(&self) -> bool {
+        (**self).is_ready()
     }
 }
 

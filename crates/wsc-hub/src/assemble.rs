@@ -65,6 +65,19 @@ pub fn assemble(settings: Settings) -> Result<Assembled, AssembleError> {
     Ok(Assembled { builder: builder.settings(settings), found: storage.found })
 }
 
+/// Says whether [`assemble`] and the start would work with these settings, as far as that can be known beforehand: keys and
+/// certificates are read, the webhook's URL is looked at. Nothing is opened or made.
+///
+/// # Errors
+///
+/// The first thing that is wrong.
+pub fn check_settings(settings: &Settings) -> Result<(), AssembleError> {
+    wsc_node::check_settings(settings)?;
+    #[cfg(feature = "jwt")]
+    crate::keys::jwt_config(&settings.auth)?;
+    Ok(())
+}
+
 /// A hub that cannot be put together as its settings ask.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -72,6 +85,9 @@ pub enum AssembleError {
     /// The storage cannot be opened.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The hub could not be started.
+    #[error(transparent)]
+    Start(#[from] wsc_node::StartError),
     /// A key file cannot be read.
     #[cfg(feature = "jwt")]
     #[error(transparent)]

@@ -142,7 +142,7 @@ mod tests {
     fn file(name: &str, text: &[u8]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        fs::write(&path, text).unwrap();
         (folder, path)
     }
 

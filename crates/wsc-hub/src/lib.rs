@@ -93,7 +93,7 @@ mod follow;
 mod keys;
 mod storage;
 
-pub use assemble::{AssembleError, Assembled, assemble};
+pub use assemble::{AssembleError, Assembled, assemble, check_settings};
 /// What the traits of this crate are implemented with.
 pub use async_trait::async_trait;
 #[cfg(feature = "watch")]

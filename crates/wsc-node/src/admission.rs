@@ -127,18 +127,23 @@ impl Core {
             let message = "too much waits to be sent to those who are connected";
             return self.refuse("memory", ErrorCode::Full.into(), Some(message), Some(1));
         }
+        let offers_v1 = offers(request.headers(), SUBPROTOCOL);
+        let address = peer.map(|peer| exposure::client_address(request.headers(), peer, &settings));
+        // Before the rate that all share: who has too many already must not use it up for the others.
+        let max = settings.limits.ip_connections;
+        if max > 0 && address.is_some_and(|address| self.addresses.is_full(address, max)) {
+            return self.refuse_address(offers_v1);
+        }
         if let Err(retry_after) = self.admit_rate() {
             let seconds = retry_after.as_secs() + 1;
             return self.refuse("rate", ErrorCode::Full.into(), Some("too many handshakes a second"), Some(seconds));
         }
-        let offers_v1 = offers(request.headers(), SUBPROTOCOL);
         let parameters = match Parameters::new(request) {
             Ok(parameters) => parameters,
             Err(message) => return self.refuse_parameters(message),
         };
         match self.identify(&parameters, offers_v1).await {
             Ok(Ok(mut ticket)) => {
-                let address = peer.map(|peer| exposure::client_address(request.headers(), peer, &settings));
                 if let Some(refused) = self.check_limits(&mut ticket, address, &settings) {
                     return refused;
                 }
@@ -169,6 +174,13 @@ impl Core {
         }
     }
 
+    fn refuse_address(&self, speaks_v1: bool) -> Admission<Ticket> {
+        let message = "too many connections from this address";
+        self.metrics.handshake_failed("too_many_from_address");
+        let reply = ErrorReply::new(ErrorCode::RateLimited, message);
+        refuse_either_way(speaks_v1, &reply, CloseReason::new(CloseCode::TOO_MANY_CONNECTIONS, message))
+    }
+
     /// Checks the limits of the hub, of the address and of the user, in this order.
     fn check_limits(
         &self,
@@ -186,13 +198,10 @@ impl Core {
             return refuse("too_many_connections", ErrorCode::Full, "too many connections", close);
         }
         if let Some(address) = address.filter(|_| settings.limits.ip_connections > 0) {
-            let address = self.addresses.take(address, settings.limits.ip_connections);
-            if address.is_none() {
-                let close = CloseCode::TOO_MANY_CONNECTIONS;
-                let message = "too many connections from this address";
-                return refuse("too_many_from_address", ErrorCode::RateLimited, message, close);
+            ticket.address = self.addresses.take(address, settings.limits.ip_connections);
+            if ticket.address.is_none() {
+                return Some(self.refuse_address(ticket.speaks_v1));
             }
-            ticket.address = address;
         }
         let limit = UserLimit { max: settings.limits.user_connections, policy: settings.limits.user_policy };
         if let Err(error) = self.check_user_limit(&ticket.user_id, ticket.client_id.as_deref(), limit) {

@@ -318,6 +318,23 @@ impl fmt::Debug for HubBuilder {
     }
 }
 
+/// Says whether a hub can be started with these settings, as far as that can be known without starting one: beyond
+/// [`wsc_config::check`], whether webhooks may be posted to their URL, and whether the TLS files can be used.
+///
+/// # Errors
+///
+/// What [`HubBuilder::start`] would refuse.
+pub fn check_settings(settings: &Settings) -> Result<(), StartError> {
+    if let Some(config) = webhooks::config(settings).map_err(StartError::Webhooks)? {
+        Webhooks::check(&config).map_err(|e| StartError::Webhooks(format!("callbacks: {e}")))?;
+    }
+    settings::retry_policy(settings).map_err(StartError::Retry)?;
+    if let (Some(cert), Some(key)) = (&settings.tls.cert, &settings.tls.key) {
+        TlsConfig::from_files(cert, key).map_err(StartError::Tls)?;
+    }
+    Ok(())
+}
+
 /// What is done every now and then.
 async fn upkeep(core: Arc<Core>, stop: CancellationToken) {
     loop {

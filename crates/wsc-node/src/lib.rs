@@ -53,7 +53,7 @@ mod traced;
 mod users;
 mod webhooks;
 
-pub use builder::{HubBuilder, StartError};
+pub use builder::{HubBuilder, StartError, check_settings};
 pub use context::{Context, MessageHandler};
 pub use hub::{Hub, ListenError};
 pub use mail::{MessageFate, PairFate};

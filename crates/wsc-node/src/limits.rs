@@ -143,6 +143,11 @@ impl State {
 pub(crate) struct Addresses(Arc<DashMap<IpAddr, u64>>);
 
 impl Addresses {
+    /// Whether an address has all of its `max` places.
+    pub(crate) fn is_full(&self, address: IpAddr, max: u64) -> bool {
+        self.0.get(&network(address)).is_some_and(|count| *count >= max)
+    }
+
     /// Takes one of `max` places of an address; `None` where all are taken.
     pub(crate) fn take(&self, address: IpAddr, max: u64) -> Option<AddressPlace> {
         let address = network(address);

@@ -112,12 +112,22 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => {
             let source = Source::locate(args.config);
             let settings = config::load(&source, args.profile.as_deref(), Strictness::Strict, config::environment())?;
+            wsc_hub::check_settings(&settings).map_err(|error| Failure::Usage(error.into()))?;
             serve::run(settings, source, args.profile)?;
             Ok(())
         }
         Command::CheckConfig { file, profile } => {
             let source = Source::File(file);
-            config::load(&source, profile.as_deref(), Strictness::Strict, config::environment())?;
+            let mut settings = config::load(&source, profile.as_deref(), Strictness::Strict, config::environment())?;
+            // A file may be checked where keys and certificates are not.
+            let missing: Vec<_> = config::watched_files(&settings).into_iter().filter(|file| !file.exists()).collect();
+            if !missing.is_empty() {
+                (settings.auth, settings.tls) = Default::default();
+            }
+            wsc_hub::check_settings(&settings).map_err(|error| Failure::Usage(error.into()))?;
+            for file in missing {
+                eprintln!("wsc: {} is not there, so it was not looked into", file.display());
+            }
             say(&format!("{source}: ok\n"))
         }
         Command::DefaultConfig => say(&config::default_config()),

@@ -100,6 +100,14 @@ impl Authenticator for JwtAuthenticator {
     async fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
         Ok(self.check(token).await?)
     }
+
+    fn is_ready(&self) -> bool {
+        match &self.current.load().keys {
+            #[cfg(feature = "jwks")]
+            Keys::Set(set) => set.has_keys(),
+            Keys::One(_) => true,
+        }
+    }
 }
 
 /// Says which kind of key is in use.

@@ -138,6 +138,11 @@ impl KeySet {
         let mut progress = self.shared.progress.subscribe();
         // It fails where nobody fetches any more.
         let _ = progress.wait_for(|progress| progress.ended > 0).await;
+        self.has_keys()
+    }
+
+    /// Whether it was ever fetched.
+    pub(super) fn has_keys(&self) -> bool {
         self.shared.keys.load().is_some()
     }
 
@@ -272,8 +277,9 @@ impl Shared {
         let fetched = timeout(FETCH_TIMEOUT, self.source.fetch()).await.unwrap_or(Err(FetchError::Timeout))?;
         let FetchedKeySet { body, max_age } = fetched;
         let published = read(&body)?;
+        // Somebody is just putting it together: what was known is better than nothing.
         if published.is_empty() {
-            tracing::warn!(url = self.shown, "the key set has no key that tokens can be checked with");
+            return Err(FetchError::NoKeys);
         }
         let before = self.keys.load();
         let before = before.as_ref().map_or(&[][..], |keys| keys);

@@ -39,6 +39,8 @@ pub(super) enum FetchError {
     TooLarge,
     #[error("answered with something that is no key set")]
     NoKeySet(#[source] serde_json::Error),
+    #[error("has no key that tokens can be checked with")]
+    NoKeys,
     #[error("cannot be asked")]
     Http(#[source] reqwest::Error),
 }

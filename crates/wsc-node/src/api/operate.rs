@@ -62,6 +62,7 @@ pub(crate) async fn revoke_tokens(
 
 /// Whether to change anything.
 #[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ReloadQuery {
     /// Only say what would change; the name alone means `true`.

@@ -49,11 +49,17 @@ pub(crate) async fn health(Extension(via): Extension<Via>, caller: Option<Extens
     let core = &via.core;
     let is_accepting = via.hub().is_some_and(|hub| hub.inner().transport.is_accepting());
     let is_storing = core.mail.keeper().map(Keeper::is_healthy);
+    let checks_tokens = core.authenticator.as_ref().map(|authenticator| authenticator.is_ready());
     let more = caller.filter(|Extension(caller)| caller.is_admin()).map(|_| HealthDetails {
         version: env!("CARGO_PKG_VERSION"),
         node_id: core.node_id.clone(),
         uptime_seconds: uptime_seconds(core),
         checks: json!({
+            "tokens": match checks_tokens {
+                None => "off",
+                Some(true) => "ok",
+                Some(false) => "no keys",
+            },
             "transport": if is_accepting { "ok" } else { "stopped" },
             "storage": match is_storing {
                 None => "none",
@@ -62,7 +68,7 @@ pub(crate) async fn health(Extension(via): Extension<Via>, caller: Option<Extens
             },
         }),
     });
-    let (status, text) = if is_accepting && is_storing != Some(false) {
+    let (status, text) = if is_accepting && is_storing != Some(false) && checks_tokens != Some(false) {
         (StatusCode::OK, "ok")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "degraded")
@@ -84,6 +90,9 @@ pub(crate) async fn live() -> Response {
 pub(crate) async fn ready(Extension(via): Extension<Via>) -> Response {
     if via.core.leaving.is_cancelled() {
         return reply::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "draining" }));
+    }
+    if via.core.authenticator.as_ref().is_some_and(|authenticator| !authenticator.is_ready()) {
+        return reply::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "no keys to check tokens with" }));
     }
     reply::ok(&json!({ "status": "ok" }))
 }

@@ -71,6 +71,15 @@ pub(super) fn open_inbox(path: &Path, config: EmbeddedConfig) -> Result<(Embedde
     Ok((EmbeddedInbox::start(disk, config, loaded, Some(directory))?, opened))
 }
 
+/// Makes a directory for this user alone: messages are in it as they are. One that is there stays as it is.
+fn make_directory(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
 /// The data directory, which is this process' alone as long as this lives.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -82,7 +91,7 @@ impl Directory {
     /// Makes the directory where it is missing, and takes it.
     pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
         let unusable = |source| OpenError::Directory { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(unusable)?;
+        make_directory(path).map_err(unusable)?;
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(path.join("lock"));
         let lock = lock.map_err(unusable)?;
         match lock.try_lock() {
