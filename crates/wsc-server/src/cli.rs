@@ -113,7 +113,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             let source = Source::locate(args.config);
             let settings = config::load(&source, args.profile.as_deref(), Strictness::Strict, config::environment())?;
             wsc_hub::check_settings(&settings).map_err(|error| Failure::Usage(error.into()))?;
-            serve::run(settings, source, args.profile)?;
+            serve::run(&settings, &source, args.profile)?;
             Ok(())
         }
         Command::CheckConfig { file, profile } => {

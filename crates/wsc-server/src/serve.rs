@@ -21,7 +21,7 @@ use wsc_hub::{
 use crate::log;
 
 /// Serves with these settings, and follows their source; returns after a shutdown in order.
-pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &Settings, source: &Source, profile: Option<String>) -> anyhow::Result<()> {
     let log = log::init(&settings.log);
     quiet_guarded_panics();
     let descriptors = raise_descriptor_limit();
@@ -35,7 +35,7 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
         let mut ending = Ending::new()?;
         let hangup = signal(SignalKind::hangup())?;
         let assembled = wsc_hub::assemble(settings.clone())?;
-        report(&settings, &assembled.found);
+        report(settings, &assembled.found);
         let again = source.clone();
         let load = move || config::reload(&again, profile.as_deref(), Strictness::Strict, config::environment());
         let promise = Promise { descriptors, max_connections: Arc::new(AtomicU64::new(settings.max_connections)) };
@@ -51,11 +51,11 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
         let hub = builder.start().await?;
         let address = hub.listen(settings.listen)?;
         let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
-        greet(&settings, &source, address, internal);
+        greet(settings, source, address, internal);
         warn_of_descriptors(descriptors, settings.max_connections);
         tokio::select! {
             () = ending.wanted() => {}
-            () = follow(&hub, &source, hangup) => {}
+            () = follow(&hub, source, hangup) => {}
         }
         tracing::info!("shutting down; a second signal ends at once");
         tokio::select! {
