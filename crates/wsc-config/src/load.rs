@@ -1,6 +1,8 @@
 //! Loading: file, profile and environment over the defaults, and everything that is wrong at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -61,6 +63,11 @@ pub fn reload(
         Source::Defaults => BTreeMap::new(),
         Source::File(path) => {
             let empty = || ConfigError::Empty { path: path.clone() };
+            // Opening a pipe, say, would wait for somebody to write to it. (At a start somebody waits for that.)
+            let irregular = || io::Error::other("is no regular file");
+            let is_file =
+                std::fs::metadata(path).and_then(|file| if file.is_file() { Ok(()) } else { Err(irregular()) });
+            is_file.map_err(|source| ConfigError::Read { path: path.clone(), source })?;
             let (format, text) = read_file(path)?;
             if text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty() {
                 return Err(empty());
@@ -77,9 +84,20 @@ pub fn reload(
 
 fn read_file(path: &Path) -> Result<(Format, String), ConfigError> {
     let format = Format::from_path(path).ok_or_else(|| ConfigError::UnknownFormat { path: path.to_owned() })?;
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let read = || {
+        let mut text = String::new();
+        let len = File::open(path)?.take(MAX_FILE_LEN + 1).read_to_string(&mut text)?;
+        if len as u64 > MAX_FILE_LEN {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+        }
+        Ok(text)
+    };
+    let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     Ok((format, text))
 }
+
+/// Longer files are no settings, in bytes.
+const MAX_FILE_LEN: u64 = 16 << 20;
 
 /// Loads settings from a text, a profile of it and the environment, and checks them whole.
 ///

@@ -28,7 +28,7 @@ use crate::{
     encode::now_ms,
     failures::FailureCounts,
     hub::{Hub, HubInner},
-    limits::{Addresses, Gcra, HttpPlaces, Rates},
+    limits::{Addresses, Gcra, HttpPlaces, Rates, UserRates},
     mail::{Keeper, Mail},
     metrics::Metrics,
     presence::Presence,
@@ -40,7 +40,7 @@ use crate::{
     tokens::{Expiries, load_revocations},
     traced::Traced,
     users::Users,
-    webhooks::{self, RecordOutbox, WebhookSink},
+    webhooks::{self, RecordOutbox, WatchedRecords, WebhookSink},
 };
 
 /// Builds a [`Hub`].
@@ -217,6 +217,7 @@ impl HubBuilder {
         let retries = Retries::new(policy, budget);
         metrics.measure_failures(settings.failure_handlers.enable_metrics);
         let records = records.unwrap_or_else(|| Arc::new(MemoryRecords::default()));
+        let records = Arc::new(WatchedRecords::new(records));
         let revocations = load_revocations(&*records).await.map_err(StartError::Records)?;
         let node_id = settings.node_id.as_str().to_owned();
         let rate = settings.limits.handshakes_per_second;
@@ -232,7 +233,7 @@ impl HubBuilder {
                 None if config.is_some() => return Err(StartError::Webhooks(webhooks::NO_CLIENT.to_owned())),
                 None => None,
                 Some(client) => {
-                    let outbox = Arc::new(RecordOutbox(Arc::clone(&records)));
+                    let outbox = Arc::new(RecordOutbox(Arc::<WatchedRecords>::clone(&records)));
                     let hooks = traced.webhook_hooks(metrics.webhook_requests());
                     let started = Webhooks::start(&node_id, config, outbox, client, &events, hooks).await;
                     Some(started.map_err(|e| StartError::Webhooks(e.to_string()))?)
@@ -273,6 +274,7 @@ impl HubBuilder {
                 presence: Presence::default(),
                 admitted: AtomicU64::new(0),
                 addresses: Addresses::default(),
+                user_rates: UserRates::default(),
                 rates_generation: AtomicU32::new(has_rates.into()),
                 handshakes: Mutex::new(handshakes),
                 http_places: HttpPlaces::default(),
@@ -343,6 +345,7 @@ async fn upkeep(core: Arc<Core>, stop: CancellationToken) {
                 core.metrics.upkeep();
                 core.ring.expire(now_ms());
                 core.traced.forget_old();
+                core.user_rates.tidy();
             }
             () = stop.cancelled() => return,
         }

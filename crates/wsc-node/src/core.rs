@@ -15,14 +15,13 @@ use wsc_config::Settings;
 use wsc_events::{EventBus, EventRing};
 use wsc_failure::{FailureRouter, HandlerId, ReconnectTracker};
 use wsc_protocol::UserType;
-use wsc_store::RecordStore;
 use wsc_transport::{Fanout, Fanouts};
 
 use crate::{
     context::Handlers,
     failures::FailureCounts,
     hub::HubInner,
-    limits::{Addresses, Gcra, HttpPlaces},
+    limits::{Addresses, Gcra, HttpPlaces, UserRates},
     mail::Mail,
     metrics::Metrics,
     presence::Presence,
@@ -33,7 +32,7 @@ use crate::{
     tokens::Expiries,
     traced::Traced,
     users::Users,
-    webhooks::WebhookSink,
+    webhooks::{WatchedRecords, WebhookSink},
 };
 
 /// Everything that one node knows. Data flows one way: the transport calls in, the node writes to connections.
@@ -55,7 +54,7 @@ pub(crate) struct Core {
     pub(crate) revoking: tokio::sync::Mutex<()>,
     pub(crate) expiries: Expiries,
     /// What must survive beside messages.
-    pub(crate) records: Arc<dyn RecordStore>,
+    pub(crate) records: Arc<WatchedRecords>,
     pub(crate) webhooks: WebhookSink,
     pub(crate) reloading: Arc<Reloading>,
     /// Messages of distributed traces.
@@ -80,6 +79,7 @@ pub(crate) struct Core {
     pub(crate) http_places: HttpPlaces,
     /// HTTP requests that wait for acknowledgements.
     pub(crate) waiting: AtomicU64,
+    pub(crate) user_rates: UserRates,
     /// Goes up when the rates of connections change; 0 as long as there have never been any.
     pub(crate) rates_generation: AtomicU32,
     /// How many handshakes a second may begin.

@@ -101,7 +101,7 @@ pub(crate) fn check_private(
     if !peer.is_some_and(|peer| peer.remote.ip().to_canonical().is_loopback()) {
         return Err("closed to other machines while authentication is off");
     }
-    if FORWARDING_HEADERS.iter().any(|name| headers.contains_key(*name)) {
+    if headers.keys().any(|name| tells_of_a_proxy(name.as_str())) {
         return Err("closed to forwarded requests while authentication is off");
     }
     check_host(headers, uri, settings)
@@ -135,9 +135,13 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// What proxies add: behind one, a loopback peer says nothing.
-const FORWARDING_HEADERS: [&str; 7] =
-    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "cf-connecting-ip"];
+/// Whether proxies add a header of this name: behind one, a loopback peer says nothing.
+fn tells_of_a_proxy(name: &str) -> bool {
+    matches!(name, "forwarded" | "via" | "x-real-ip" | "cf-connecting-ip" | "fastly-client-ip")
+        || name.starts_with("x-forwarded-")
+        || name.starts_with("x-envoy-")
+        || name.ends_with("client-ip")
+}
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@ use wsc_config::Settings;
 use wsc_delivery::SendResult;
 use wsc_events::{ConnectionEvent, EventBus};
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Event, EventType, Id, UserType};
+use wsc_store::RecordStore;
 use wsc_transport::{Drain, Transport};
 
 use crate::{

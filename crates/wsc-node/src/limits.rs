@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wsc_config::LimitSettings;
+use wsc_protocol::Id;
 
 /// The generic cell rate algorithm: a leaky bucket in one number.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +136,36 @@ impl State {
             self.told_at = Some(now);
         }
         Verdict::Refuse { retry_after, tell }
+    }
+}
+
+/// Rates of users who send over HTTP, where they have no connection to hold them.
+#[derive(Debug)]
+pub(crate) struct UserRates {
+    start: Instant,
+    cells: DashMap<Id, Gcra>,
+}
+
+impl Default for UserRates {
+    fn default() -> Self {
+        Self { start: Instant::now(), cells: DashMap::new() }
+    }
+}
+
+impl UserRates {
+    /// Whether one more message of a user may pass; if not, how long until it may.
+    pub(crate) fn check(&self, user_id: &Id, limits: &LimitSettings) -> Result<(), Duration> {
+        let Some(fresh) = Gcra::new(limits.messages_per_second, limits.message_burst()) else { return Ok(()) };
+        let mut cell = self.cells.entry(user_id.clone()).or_insert(fresh);
+        // The rates of this moment count, from where the bucket stands.
+        *cell = Gcra { empty_at: cell.empty_at, ..fresh };
+        cell.check(1, self.start.elapsed().as_nanos() as u64)
+    }
+
+    /// Forgets users whose buckets are empty.
+    pub(crate) fn tidy(&self) {
+        let now = self.start.elapsed().as_nanos() as u64;
+        self.cells.retain(|_, cell| cell.empty_at > now);
     }
 }
 

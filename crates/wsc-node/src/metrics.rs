@@ -308,7 +308,7 @@ fn collect_bounds(core: &Core) {
     let is_applied = !core.metrics.is_rejected.load(Relaxed);
     set(&metrics::gauge!("wsc_config_last_reload_successful"), is_applied.into());
     if let Some(keeper) = core.mail.keeper() {
-        set(&metrics::gauge!("wsc_storage_up"), keeper.is_healthy().into());
+        set(&metrics::gauge!("wsc_storage_up"), (keeper.is_healthy() && core.records.is_healthy()).into());
         set(&metrics::gauge!("wsc_storage_bytes_limit"), settings.storage.max_bytes.as_u64());
         // Stores on this machine know it at once; a scrape waits for no other.
         if let Some(Ok(depth)) = keeper.store().total().now_or_never() {

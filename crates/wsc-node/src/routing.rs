@@ -150,13 +150,15 @@ struct PlainSend<'m> {
     id: Uuid,
     direct: &'m Direct<'m>,
     max_retries: Option<u32>,
+    /// A program sends it, or a client by way of a program.
+    is_over_http: bool,
     record: Record<'m>,
 }
 
 impl PlainSend<'_> {
     /// Programs may ask what became of it; between clients that costs more than it is worth.
     fn is_remembered(&self) -> bool {
-        !self.record.is_from_client
+        self.is_over_http
     }
 
     /// Whether it may wait in the inbox. What is for one connection only ends with that.
@@ -214,10 +216,11 @@ impl Core {
             direct,
             // What is for one connection ends with it.
             max_retries: if direct.target_client.is_some() { Some(0) } else { wish.max_retries },
+            is_over_http: !matches!(via, Via::Client),
             record: Record {
                 kind: Kind::Plain,
                 wants_receipt: wish.receipt,
-                is_from_client: matches!(via, Via::Client),
+                is_from_client: via.is_client(),
                 priority: direct.priority,
                 timestamp: now_ms(),
                 message_type: direct.message_type,
@@ -267,7 +270,8 @@ impl Core {
             target_client: None,
             from: None,
         };
-        let plain = PlainSend { id, direct: &direct, max_retries: None, record: *record };
+        let plain =
+            PlainSend { id, direct: &direct, max_retries: None, is_over_http: !record.is_from_client, record: *record };
         let recipients = Recipients::One(session);
         let sent = with_message(&record.delivery(id), |frame| self.deliver(&plain, &recipients, frame, None));
         if sent.is_err() {

@@ -171,10 +171,18 @@ impl Core {
 impl Handler for Connected {
     fn message(&self, message: Message<'_>) -> Next {
         // As long as nobody asked for rates there is nothing to look at.
-        if self.core.rates_generation.load(Relaxed) != 0 && !self.is_within_rates(&message) {
+        if self.core.rates_generation.load(Relaxed) != 0
+            && !self.is_within_rates(message.as_bytes().len(), Some(message))
+        {
             return Next::Read;
         }
         self.dispatch(message)
+    }
+
+    fn small_frame(&self, len: usize) {
+        if self.core.rates_generation.load(Relaxed) != 0 {
+            self.is_within_rates(len, None);
+        }
     }
 
     fn closed(self, cause: DisconnectReason) {
@@ -212,18 +220,18 @@ impl Handler for Connected {
 }
 
 impl Connected {
-    /// Whether a message keeps the connection's rates; says so to the sender where it does not.
-    fn is_within_rates(&self, message: &Message<'_>) -> bool {
+    /// Whether a frame keeps the connection's rates; says so to the sender where it does not.
+    fn is_within_rates(&self, len: usize, message: Option<Message<'_>>) -> bool {
         let extras = self.current_extras();
         let Some(rates) = extras.as_ref().and_then(|extras| extras.rates.as_ref()) else { return true };
-        match rates.check(message.as_bytes().len()) {
+        match rates.check(len) {
             Verdict::Pass => return true,
             Verdict::Refuse { retry_after, tell } => {
                 if tell {
                     let details = serde_json::json!({ "retry_after_ms": retry_after.as_millis() as u64 + 1 });
                     let error = ErrorReply::from(ErrorCode::RateLimited).with_details(details);
                     // Decoded for those only who are told, so that a flood costs little.
-                    let envelope = Envelope::decode(message.as_bytes()).ok();
+                    let envelope = message.as_ref().and_then(|message| Envelope::decode(message.as_bytes()).ok());
                     let request_id = envelope.as_ref().and_then(|envelope| envelope.message_id.as_ref());
                     self.core.trace(self.session.id, ConnectionEvent::RateLimited);
                     self.core.send_error(&self.session, &error, request_id);

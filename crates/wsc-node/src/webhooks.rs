@@ -1,12 +1,16 @@
 //! Webhooks: what the settings ask for, and an outbox in the hub's own store.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use wsc_config::{Secret, Settings};
 use wsc_events::{OutboxChange, OutboxError, OutboxStore, Shelf, WebhookConfig, Webhooks};
-use wsc_store::{RecordChange, RecordStore};
+use wsc_store::{Record, RecordChange, RecordStore, StoreError};
 
 /// What posts events; nothing does where the program brought no client.
 pub(crate) struct WebhookSink(pub(crate) Option<Webhooks>);
@@ -56,8 +60,46 @@ pub(crate) fn config(settings: &Settings) -> Result<Option<WebhookConfig>, Strin
 pub(crate) const NO_CLIENT: &str =
     "callbacks.enable_webhooks: this program has no client for webhooks (feature `webhook` of wsc-hub)";
 
+/// The store of small things, and whether it took what it was given last.
+pub(crate) struct WatchedRecords {
+    store: Arc<dyn RecordStore>,
+    is_failing: AtomicBool,
+}
+
+impl WatchedRecords {
+    pub(crate) fn new(store: Arc<dyn RecordStore>) -> Self {
+        Self { store, is_failing: AtomicBool::new(false) }
+    }
+
+    /// Whether it takes what it is given, as far as is known.
+    pub(crate) fn is_healthy(&self) -> bool {
+        !self.is_failing.load(Relaxed)
+    }
+}
+
+#[async_trait]
+impl RecordStore for WatchedRecords {
+    async fn commit(&self, changes: Vec<RecordChange>) -> Result<(), StoreError> {
+        let committed = self.store.commit(changes).await;
+        self.is_failing.store(committed.is_err(), Relaxed);
+        committed
+    }
+
+    async fn scan(&self, table: &str, after: Option<&[u8]>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        self.store.scan(table, after, limit).await
+    }
+
+    async fn get(&self, table: &str, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.store.get(table, key).await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
 /// The outbox, in the hub's own store.
-pub(crate) struct RecordOutbox(pub(crate) Arc<dyn RecordStore>);
+pub(crate) struct RecordOutbox(pub(crate) Arc<WatchedRecords>);
 
 #[async_trait]
 impl OutboxStore for RecordOutbox {
@@ -74,8 +116,7 @@ impl OutboxStore for RecordOutbox {
         let records = self.0.scan(table(shelf), after.as_ref().map(|key| &key[..]), limit).await;
         let records = records.map_err(OutboxError::new)?;
         // A key of another length is none of ours.
-        let entry =
-            |record: wsc_store::Record| Some((u64::from_be_bytes((*record.key).try_into().ok()?), record.value.into()));
+        let entry = |record: Record| Some((u64::from_be_bytes((*record.key).try_into().ok()?), record.value.into()));
         Ok(records.into_iter().filter_map(entry).collect())
     }
 }

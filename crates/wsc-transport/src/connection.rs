@@ -47,6 +47,9 @@ pub(crate) struct Connection<H: Handler> {
     slot: u32,
 }
 
+/// Longest control frame of a client in bytes, head and mask included (RFC 6455 §5.5).
+const MAX_CONTROL_FRAME: usize = 131;
+
 /// What the peer's bytes still mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hearing {
@@ -183,6 +186,12 @@ impl<H: Handler> Connection<H> {
             }
             let (len, decoded) = self.decoder.decode(&mut input[used..], max_message_size, deflate);
             used += len;
+            if len <= MAX_CONTROL_FRAME
+                && matches!(decoded, Decoded::Nothing | Decoded::Ping(_))
+                && let Some(handler) = &self.handler
+            {
+                handler.small_frame(len);
+            }
             let next = match decoded {
                 Decoded::Incomplete => {
                     self.has_more = false;

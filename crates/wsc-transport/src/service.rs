@@ -33,6 +33,10 @@ pub trait Handler: Send + Sync + 'static {
     /// Takes one message. Messages of a connection come one after the other.
     fn message(&self, message: Message<'_>) -> Next;
 
+    /// A frame came that is no message and brings next to nothing: a ping, a pong, or a fragment of no length. `len` is
+    /// that of the whole frame, in bytes. Default: nothing.
+    fn small_frame(&self, _len: usize) {}
+
     /// The connection takes no more messages and gets none: called exactly once, also where its task is aborted.
     fn closed(self, cause: DisconnectReason);
 }

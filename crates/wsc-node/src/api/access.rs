@@ -94,6 +94,14 @@ impl Caller {
         if self.permissions.allows_room(permission, room_id) { Ok(()) } else { Err(missing(permission)) }
     }
 
+    /// Refuses a send over the rate of clients (`limits.messages_per_second`). Over HTTP it is one for each user.
+    fn keep_rate(&self, core: &Core) -> Result<(), Refusal> {
+        let Some(user_id) = self.user_id.as_ref().filter(|_| !self.is_admin()) else { return Ok(()) };
+        let Err(retry_after) = core.user_rates.check(user_id, &core.settings().limits) else { return Ok(()) };
+        let details = serde_json::json!({ "retry_after_ms": retry_after.as_millis() as u64 + 1 });
+        Err(Refusal::from(ErrorCode::RateLimited).details(details))
+    }
+
     /// Refuses what only `admin:system` may ask for.
     pub(crate) fn require_admin(&self, what: &str) -> Result<(), Refusal> {
         if self.is_admin() { Ok(()) } else { Err(Refusal::forbidden(format!("{what} needs admin:system"))) }
@@ -185,6 +193,9 @@ async fn admit(request: Request, trace: Option<TraceContext>) -> Result<Request,
             (Ok(caller), need) => {
                 let caller = Caller { trace, ..caller };
                 need.map_or(Ok(()), |need| need.check(&caller.permissions))?;
+                if path.is_send() {
+                    caller.keep_rate(&via.core)?;
+                }
                 parts.extensions.insert(caller);
             }
             (Err(_), None) => {}

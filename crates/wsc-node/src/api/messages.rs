@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     builder::is_reserved,
+    core::Core,
     hub::{check_id, oneshot_answer},
     mail::Watch,
     routing::{SendOptions, SendReceipt},
@@ -98,7 +99,7 @@ pub(crate) struct Wishes {
 
 impl Wishes {
     /// What the caller may wish for, in the form that sending takes.
-    pub(crate) fn granted(self, caller: &Caller, is_for_room: bool) -> Result<SendOptions, Refusal> {
+    pub(crate) fn granted(self, core: &Core, caller: &Caller, is_for_room: bool) -> Result<SendOptions, Refusal> {
         if self.ttl_ms == Some(0) {
             return Err(Refusal::invalid("ttl_ms must be at least 1"));
         }
@@ -121,6 +122,9 @@ impl Wishes {
             caller.require_admin("high priority")?;
         }
         let sender_id = self.sender_id.unwrap_or_else(|| caller.sender_id().to_owned());
+        if self.require_ack && !caller.is_admin() && !core.settings().limits.client_require_ack {
+            return Err(Refusal::forbidden("clients may not ask for acknowledgements here"));
+        }
         let mut options = SendOptions::default().sender(sender_id).priority(self.priority);
         options.message_type = self.message_type;
         options.require_ack = self.require_ack;
@@ -170,7 +174,7 @@ pub(crate) async fn send_to_user(
     let core = &via.core;
     let wishes = push.wishes();
     let waits = wishes.waits()?;
-    let options = wishes.granted(&caller, false)?;
+    let options = wishes.granted(&via.core, &caller, false)?;
     // A place for each that waits, so that they cannot use up the server.
     let _place = match waits {
         true => Some(core.waiting_place().ok_or_else(|| {
@@ -293,7 +297,7 @@ pub(crate) async fn send_batch(
             if wishes.waits()? {
                 return Err(Refusal::invalid("a batch does not wait"));
             }
-            let options = wishes.granted(&caller, false)?;
+            let options = wishes.granted(&via.core, &caller, false)?;
             let (answer, answered) = oneshot_answer();
             via.core.push(&item.user_id, &item.content, &options, caller.via(), None, answer);
             Ok(answered)

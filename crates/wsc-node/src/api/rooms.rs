@@ -281,7 +281,7 @@ async fn publish(
     if wishes.waits()? {
         return Err(Refusal::invalid("wait goes with messages to one user"));
     }
-    let options = wishes.granted(caller, true)?;
+    let options = wishes.granted(&via.core, caller, true)?;
     let (answer, answered) = oneshot_answer();
     via.core.send_room(room_id, content, &options, caller.via(), answer);
     let answered = answered.await?;

@@ -17,7 +17,7 @@ use super::{
     access::{Caller, Via},
     reply::{self, ErrorBody},
 };
-use crate::{core::Core, encode::now_ms, mail::Keeper, metrics::whole};
+use crate::{core::Core, encode::now_ms, metrics::whole};
 
 /// How the hub is.
 #[derive(Serialize, ToSchema)]
@@ -48,7 +48,7 @@ pub(crate) struct HealthDetails {
 pub(crate) async fn health(Extension(via): Extension<Via>, caller: Option<Extension<Caller>>) -> Response {
     let core = &via.core;
     let is_accepting = via.hub().is_some_and(|hub| hub.inner().transport.is_accepting());
-    let is_storing = core.mail.keeper().map(Keeper::is_healthy);
+    let is_storing = core.mail.keeper().map(|keeper| keeper.is_healthy() && core.records.is_healthy());
     let checks_tokens = core.authenticator.as_ref().map(|authenticator| authenticator.is_ready());
     let more = caller.filter(|Extension(caller)| caller.is_admin()).map(|_| HealthDetails {
         version: env!("CARGO_PKG_VERSION"),

@@ -61,6 +61,13 @@ pub(crate) enum Via<'m> {
     Program(&'m str),
 }
 
+impl Via<'_> {
+    /// Whether a client sends, over its connection or over HTTP, and no program: clients have limits.
+    pub(crate) fn is_client(self) -> bool {
+        !matches!(self, Self::Program(_))
+    }
+}
+
 impl Core {
     /// Sends to a user. `answer` is called once: at once for a plain message to somebody who is there, else when the
     /// store has it and a first write was tried.
@@ -120,7 +127,7 @@ impl Core {
         let record = Record {
             kind,
             wants_receipt: wish.receipt,
-            is_from_client: matches!(via, Via::Client),
+            is_from_client: via.is_client(),
             priority: direct.priority,
             timestamp: now_ms(),
             message_type: direct.message_type,
@@ -193,7 +200,7 @@ impl Core {
         let record = Record {
             kind: Kind::Reliable,
             wants_receipt: wish.receipt,
-            is_from_client: matches!(via, Via::Client),
+            is_from_client: via.is_client(),
             priority: Priority::Normal,
             timestamp: now_ms(),
             message_type,
