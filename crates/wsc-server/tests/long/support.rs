@@ -2,11 +2,14 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// The binary under test.
-pub(crate) const BIN: &str = env!("CARGO_BIN_EXE_wsc");
+/// The server under test: the one that was built with this, or another one, to compare.
+pub(crate) fn server_binary() -> PathBuf {
+    std::env::var_os("WSC_LONG_SERVER").map_or_else(|| env!("CARGO_BIN_EXE_wsc").into(), PathBuf::from)
+}
 
 /// So many, or the part of them that the environment asks for.
 pub(crate) fn scaled(many: usize) -> usize {
