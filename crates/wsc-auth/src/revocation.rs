@@ -135,6 +135,16 @@ impl Revocations {
         Ok(())
     }
 
+    /// Whether [`add`](Self::add) would take this one.
+    pub fn has_room_for(&self, revocation: &Revocation) -> bool {
+        let entries = self.entries.read();
+        entries.len() < MAX_REVOCATIONS
+            || match revocation {
+                Revocation::Token { token_id } => entries.tokens.contains(token_id),
+                Revocation::User { user_id, .. } => entries.users.contains_key(user_id),
+            }
+    }
+
     /// Whether a token with this id and moment of issue (Unix milliseconds) is revoked, or its user is.
     pub fn is_revoked(&self, token_id: Option<&str>, user_id: &str, issued_at_ms: Option<u64>) -> bool {
         // A load that is not ordered is enough: who has to see an entry took a lock after it was added.

@@ -120,7 +120,9 @@ fn digest(hasher: &RandomState, settings: &Settings, config: &wsc_auth::JwtConfi
 #[async_trait::async_trait]
 impl wsc_node::Reloadable for JwtPart {
     async fn prepare(&self, new: &Settings) -> Result<Option<wsc_node::Apply>, String> {
-        let config = crate::keys::jwt_config(&new.auth).map_err(|e| e.to_string())?;
+        let auth = new.auth.clone();
+        let config = tokio::task::spawn_blocking(move || crate::keys::jwt_config(&auth)).await;
+        let config = config.map_err(|_| "auth: reading the key panicked")?.map_err(|e| e.to_string())?;
         let config = config.ok_or("auth: there is no key to check tokens with")?;
         let fresh = digest(&self.hasher, new, &config);
         if fresh == *self.digest.lock() {

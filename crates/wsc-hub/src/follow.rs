@@ -1,6 +1,6 @@
 //! Settings that change while the hub runs.
 
-use wsc_config::{Source, Watch, WatchError, watched_files};
+use wsc_config::{Source, Watch, WatchError};
 use wsc_node::Hub;
 
 /// Has a hub follow its settings' source until it shuts down: what changes there, or in the files that the settings
@@ -17,7 +17,7 @@ use wsc_node::Hub;
 pub async fn follow_settings(hub: &Hub, source: &Source) -> Result<(), WatchError> {
     let mut watch = Watch::start(source)?;
     loop {
-        watch.follow(watched_files(&hub.settings()))?;
+        watch.follow(hub.named_files())?;
         tokio::select! {
             () = watch.changed() => {}
             () = hub.draining() => return Ok(()),

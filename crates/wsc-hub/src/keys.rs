@@ -1,7 +1,7 @@
 //! The keys for tokens that settings ask for.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -102,6 +102,10 @@ fn source(auth: &AuthSettings) -> Result<Option<Source>, KeyError> {
 }
 
 fn read(path: &Path) -> io::Result<String> {
+    // Opening a pipe, say, would wait for somebody to write to it.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
     let mut text = String::new();
     let length = File::open(path)?.take(MAX_KEY_FILE + 1).read_to_string(&mut text)?;
     if length as u64 > MAX_KEY_FILE {

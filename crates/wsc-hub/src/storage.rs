@@ -49,12 +49,23 @@ pub fn open_storage(settings: &Settings) -> Result<Storage, StorageError> {
     match settings.storage.kind {
         StorageKind::Memory => {
             let inbox = Some(Arc::new(MemoryInbox::new(limits)) as Arc<dyn InboxStore>);
-            Ok(Storage { inbox, records: records(), found: Found::default() })
+            Ok(Storage { inbox, records: records(), found: nothing_found() })
         }
-        StorageKind::None => Ok(Storage { inbox: None, records: records(), found: Found::default() }),
+        StorageKind::None => Ok(Storage { inbox: None, records: records(), found: nothing_found() }),
         _ => open_embedded(settings, limits),
     }
 }
+
+/// There was nothing to find, and so nothing was left open.
+#[cfg(feature = "embedded")]
+fn nothing_found() -> Found {
+    let mut found = Found::default();
+    found.was_closed = true;
+    found
+}
+
+#[cfg(not(feature = "embedded"))]
+fn nothing_found() -> Found {}
 
 #[cfg(feature = "embedded")]
 fn open_embedded(settings: &Settings, limits: wsc_store::InboxLimits) -> Result<Storage, StorageError> {

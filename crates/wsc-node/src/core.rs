@@ -52,11 +52,12 @@ pub(crate) struct Core {
     pub(crate) handlers: RwLock<Arc<Handlers>>,
     pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
     pub(crate) revocations: Revocations,
+    pub(crate) revoking: tokio::sync::Mutex<()>,
     pub(crate) expiries: Expiries,
     /// What must survive beside messages.
     pub(crate) records: Arc<dyn RecordStore>,
     pub(crate) webhooks: WebhookSink,
-    pub(crate) reloading: Reloading,
+    pub(crate) reloading: Arc<Reloading>,
     /// Messages of distributed traces.
     pub(crate) traced: Arc<Traced>,
     /// The handler that writes failures to the log, while there is one.

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -366,6 +367,12 @@ impl Hub {
     /// The running settings.
     pub fn settings(&self) -> Arc<Settings> {
         self.core().settings()
+    }
+
+    /// The files whose content counts at a [`reload`](Self::reload): those that the settings name which run, and those
+    /// that the settings name which were read last, should they have been refused.
+    pub fn named_files(&self) -> Vec<PathBuf> {
+        self.core().reloading.named_files(&self.settings())
     }
 
     /// Ends when the hub begins to refuse newcomers, see [`shutdown`](Self::shutdown).

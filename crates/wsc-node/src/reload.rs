@@ -3,21 +3,21 @@
 use std::{
     fmt, fs,
     hash::{BuildHasher, RandomState},
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering::Release},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use wsc_auth::Permissions;
 use wsc_config::{ConfigError, KeyPath, Problems, Settings};
 use wsc_delivery::{RetryBudget, RetryPolicy};
-use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, Event, EventType};
+use wsc_protocol::{Event, EventType};
 use wsc_transport::{TlsConfig, TlsError};
 
 use crate::{
     core::Core,
-    grant::Grant,
     hub::{Hub, HubInner},
     limits::Gcra,
     settings,
@@ -88,6 +88,35 @@ pub(crate) struct Reloading {
     /// So that a digest of a key says nothing about it outside of this process.
     hasher: RandomState,
     pending_restart: Mutex<Vec<&'static str>>,
+    /// The settings that were read last, also where they were refused.
+    seen: Mutex<Option<Settings>>,
+}
+
+/// Reads a key or a certificate. What is no regular file, or too long to be either, was named by mistake: reading it
+/// might never end.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    let mut content = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE_LEN).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Far more than a certificate chain has, in bytes.
+const MAX_FILE_LEN: u64 = 4 << 20;
+
+/// How long reading settings, keys and certificates may take. A disk that does not answer must not hold up the next
+/// reload, or the end.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Reads files on a thread that may block.
+async fn read<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, ReloadError> {
+    match tokio::time::timeout(READ_PATIENCE, tokio::task::spawn_blocking(read)).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(_)) => Err(ReloadError::Part("reading the settings panicked".to_owned())),
+        Err(_) => Err(ReloadError::Part("reading the settings and the files that they name takes too long".to_owned())),
+    }
 }
 
 /// The settings as they were read last, also what waits for a restart, and what the files held that they name.
@@ -100,8 +129,10 @@ pub(crate) struct Last {
 /// Of each of [`FILES`]; `None` where it is not set or cannot be read.
 pub(crate) type FileDigests = [Option<u64>; FILES.len()];
 
+type PathOf = fn(&Settings) -> &Option<PathBuf>;
+
 /// Settings that name files whose content counts.
-const FILES: [(&str, fn(&Settings) -> &Option<PathBuf>); 4] = [
+const FILES: [(&str, PathOf); 4] = [
     ("auth.secret_key_file", |settings| &settings.auth.secret_key_file),
     ("auth.public_key_file", |settings| &settings.auth.public_key_file),
     ("tls.cert", |settings| &settings.tls.cert),
@@ -112,9 +143,19 @@ impl Reloading {
     /// Looks into the files that these settings name.
     pub(crate) fn digest_files(&self, settings: &Settings) -> FileDigests {
         FILES.map(|(_, path)| {
-            let content = fs::read(path(settings).as_ref()?).ok()?;
+            let content = read_bounded(path(settings).as_ref()?).ok()?;
             Some(self.hasher.hash_one(content))
         })
+    }
+
+    /// The files that the running settings name, and those that the settings name that were read last, which may have
+    /// been refused for want of one.
+    pub(crate) fn named_files(&self, running: &Settings) -> Vec<PathBuf> {
+        let mut files = wsc_config::watched_files(running);
+        files.extend(self.seen.lock().iter().flat_map(wsc_config::watched_files));
+        files.sort();
+        files.dedup();
+        files
     }
 
     /// Keys whose new values wait for the next start.
@@ -192,10 +233,11 @@ impl Hub {
     }
 
     async fn load(&self) -> Result<Settings, ReloadError> {
-        let source = self.core().reloading.source.clone().ok_or(ReloadError::NoSource)?;
-        // Files are read with blocking calls.
-        let loaded = tokio::task::spawn_blocking(move || source()).await;
-        Ok(loaded.map_err(|_| ReloadError::Part("reading the settings panicked".to_owned()))??)
+        let reloading = &self.core().reloading;
+        let source = reloading.source.clone().ok_or(ReloadError::NoSource)?;
+        let loaded = read(move || source()).await??;
+        *reloading.seen.lock() = Some(loaded.clone());
+        Ok(loaded)
     }
 
     async fn switch_to(&self, new: Settings, is_dry_run: bool) -> Result<Reloaded, ReloadError> {
@@ -218,6 +260,7 @@ impl Core {
         let (mut running, mut new) = ((*self.settings()).clone(), new);
         // What the program has made of its settings at the start is not for a file to change.
         let allow_insecure = running.auth.allow_insecure;
+        let changes_insecure = new.auth.allow_insecure != allow_insecure;
         // The program brings its own authentication: strangers cannot get in.
         let is_guarded = allow_insecure || self.authenticator.is_some();
         (running.auth.allow_insecure, new.auth.allow_insecure) = (is_guarded, is_guarded || new.auth.allow_insecure);
@@ -227,8 +270,12 @@ impl Core {
         let retries = settings::retry_policy(&running).map_err(ReloadError::Part)?;
         self.webhooks.check(&running).map_err(ReloadError::Part)?;
         let names = |keys: Vec<KeyPath>| keys.into_iter().map(KeyPath::as_str).collect::<Vec<_>>();
-        let (mut applied, pending_restart) = (names(change.live), names(change.restart));
-        let files = self.reloading.digest_files(&running);
+        let (mut applied, mut pending_restart) = (names(change.live), names(change.restart));
+        if changes_insecure && !pending_restart.contains(&"auth.allow_insecure") {
+            pending_restart.push("auth.allow_insecure");
+        }
+        let (reloading, settings) = (Arc::clone(&self.reloading), running.clone());
+        let files = read(move || reloading.digest_files(&settings)).await?;
         let changed = FILES.iter().zip(files.iter().zip(&last.files)).filter(|(_, (new, old))| new != old);
         for ((name, _), _) in changed {
             if !applied.contains(name) {
@@ -239,7 +286,8 @@ impl Core {
         if let Some((cert, key)) = running.tls.cert.as_ref().zip(running.tls.key.as_ref())
             && applied.iter().any(|name| name.starts_with("tls."))
         {
-            tls = Some(TlsConfig::from_files(cert, key)?);
+            let (cert, key) = (cert.clone(), key.clone());
+            tls = Some(read(move || TlsConfig::from_files(&cert, &key)).await??);
         }
         let mut parts = Vec::new();
         for part in &self.reloading.parts {
@@ -270,23 +318,6 @@ impl Core {
             }
         }
     }
-
-    /// Anonymous connections hold what the settings give them now, or nothing at all.
-    fn renew_anonymous(&self, settings: &Settings) {
-        if self.authenticator.is_none() {
-            return;
-        }
-        let permissions = Permissions::parse(&settings.auth.anonymous_permissions);
-        let grant = Grant::anonymous(permissions.unwrap_or_else(|_| Permissions::none()));
-        for session in self.users.all_sessions().iter().filter(|session| session.is_anonymous()) {
-            if settings.auth.allow_anonymous {
-                self.renew(session, Arc::clone(&grant));
-            } else {
-                let close = CloseReason::new(CloseCode::PERMISSION_WITHDRAWN, "a token is needed now");
-                self.close(session, &close, DisconnectReason::Permission);
-            }
-        }
-    }
 }
 
 impl HubInner {
@@ -304,6 +335,9 @@ impl HubInner {
         }
         core.retries.reconfigure(policy, budget);
         core.failures.reconfigure(settings::failures(&running));
+        if old.auth.expiry_grace != running.auth.expiry_grace || old.auth.leeway != running.auth.leeway {
+            core.expiries.look_again();
+        }
         core.log_failures(running.failure_handlers.enable_logging);
         core.metrics.measure_failures(running.failure_handlers.enable_metrics);
         core.webhooks.reconfigure(&running);
@@ -313,7 +347,7 @@ impl HubInner {
         }
         let rates = |s: &Settings| (s.limits.messages_per_second, s.limits.bytes_per_second, s.limits.burst);
         if rates(&old) != rates(&running) {
-            core.rates_generation.fetch_add(1, Relaxed);
+            core.rates_generation.fetch_add(1, Release);
         }
         if let Some(tls) = tls {
             self.transport.set_tls(&tls);
@@ -321,7 +355,7 @@ impl HubInner {
         parts.into_iter().for_each(|apply| apply());
         let anonymous = |s: &Settings| (s.auth.allow_anonymous, s.auth.anonymous_permissions.clone());
         if anonymous(&old) != anonymous(&running) {
-            core.renew_anonymous(&running);
+            core.users.all_sessions().iter().for_each(|session| core.renew_anonymous(session));
         }
     }
 }

@@ -255,6 +255,11 @@ impl Core {
                     result = Err(ErrorReply::from(ErrorCode::ClientNotFound));
                     return None;
                 }
+                // Again, and here: whoever takes the permission away looks at the rooms afterwards.
+                if by_request && !session.grant().permissions.allows_room(Permission::JoinRoom, room_id) {
+                    result = Err(ErrorReply::new(ErrorCode::Forbidden, "you may not join this room"));
+                    return None;
+                }
                 if joined.find(room_id).is_some_and(|seat| Arc::ptr_eq(&seat.room, &room)) {
                     result = Err(ErrorCode::AlreadyInRoom.into());
                     return None;

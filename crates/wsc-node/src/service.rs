@@ -1,6 +1,9 @@
 //! What the transport calls: admission, the opening and the end of connections, other HTTP requests.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::Ordering::{Acquire, Relaxed},
+};
 
 use arc_swap::ArcSwapOption;
 use http::Request;
@@ -77,6 +80,8 @@ impl Core {
         let Ticket { user_id, client_id, device_id, grant, speaks_v1, place, address } = ticket;
         let id = Uuid::now_v7();
         let now = now_ms();
+        // In this order: rates of new settings under an old number are made anew, the other way round they would stay.
+        let generation = self.rates_generation.load(Acquire);
         let settings = self.settings();
         let ping_interval_ms = settings.ping_interval.as_millis() as u64;
         with_frame(
@@ -124,9 +129,12 @@ impl Core {
             }),
             None => self.events.publish_with(EventType::ClientConnected, || Event::ClientConnected(session.info())),
         }
-        // The token may have been revoked between its check and now, when nobody could find the connection yet.
+        // Between the look at the token and now, when nobody could find the connection yet, it may have been revoked, or
+        // the settings may have changed.
         self.close_if_revoked(&session);
-        let generation = self.rates_generation.load(Relaxed);
+        if self.authenticator.is_some() {
+            self.renew_anonymous(&session);
+        }
         let rates = Rates::new(&settings.limits);
         let extras = Extras { generation, rates, address: address.map(Arc::new) };
         let has_extras = extras.rates.is_some() || extras.address.is_some();
@@ -232,7 +240,7 @@ impl Connected {
     /// The connection's limits, made anew where the settings have changed.
     fn current_extras(&self) -> Option<Arc<Extras>> {
         let extras = self.extras.load_full();
-        let generation = self.core.rates_generation.load(Relaxed);
+        let generation = self.core.rates_generation.load(Acquire);
         if extras.as_ref().is_some_and(|extras| extras.generation == generation) {
             return extras;
         }

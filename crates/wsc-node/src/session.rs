@@ -31,6 +31,8 @@ pub(crate) struct Session {
     pub(crate) speaks_v1: bool,
     /// Whether it was told that its token has run out.
     is_told_of_expiry: AtomicBool,
+    /// Held by whoever decides anew whose it is and what it may do.
+    pub(crate) renewing: Mutex<()>,
     /// Bad frames in a row.
     bad_frames: AtomicU8,
     /// Its place in the fan-out of all connections like it.
@@ -187,6 +189,7 @@ impl Session {
             outbound,
             speaks_v1,
             is_told_of_expiry: AtomicBool::new(false),
+            renewing: Mutex::new(()),
             bad_frames: AtomicU8::new(0),
             everyone_slot: AtomicU32::new(u32::MAX),
             joined: Mutex::default(),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{sync::Notify, time::Instant};
-use wsc_auth::{AuthError, Identity, Permission, Revocation, Revocations};
+use wsc_auth::{AuthError, Identity, Permission, Permissions, Revocation, Revocations};
 use wsc_protocol::{CloseCode, CloseReason, DisconnectReason, ErrorCode, ErrorReply, Id, encode};
 use wsc_store::{RecordChange, RecordStore, StoreError};
 
@@ -44,6 +44,14 @@ impl Expiries {
         {
             self.sooner.notify_one();
         }
+    }
+}
+
+impl Expiries {
+    /// When tokens run out is to be worked out anew.
+    pub(crate) fn look_again(&self) {
+        self.next.store(0, Relaxed);
+        self.sooner.notify_one();
     }
 }
 
@@ -87,7 +95,9 @@ impl Core {
     fn expire_tokens(&self) {
         // Whoever comes from now on lowers it again.
         self.expiries.next.store(NEVER, Relaxed);
-        let (now, grace) = (now_ms(), self.settings().auth.expiry_grace.as_millis() as u64);
+        let auth = &self.settings().auth;
+        // Who was let in by the leeway has the grace, too.
+        let (now, grace) = (now_ms(), (auth.leeway + auth.expiry_grace).as_millis() as u64);
         let mut next = NEVER;
         let mut expired = Vec::new();
         self.users.for_each(|session| {
@@ -119,15 +129,29 @@ impl Core {
     /// # Errors
     ///
     /// Where there are too many, or the store does not work: nothing is revoked then.
-    pub(crate) async fn revoke(&self, revocation: Revocation) -> Result<usize, ErrorReply> {
+    ///
+    /// # Cancel safety
+    ///
+    /// It is done by a task of its own: who asked may go away.
+    pub(crate) async fn revoke(self: &Arc<Self>, revocation: Revocation) -> Result<usize, ErrorReply> {
+        let core = Arc::clone(self);
+        let revoked = self.tasks.spawn(async move { core.revoke_now(revocation).await }).await;
+        revoked.unwrap_or_else(|_| Err(ErrorCode::ServerError.into()))
+    }
+
+    async fn revoke_now(&self, revocation: Revocation) -> Result<usize, ErrorReply> {
+        // One at a time, so that what is stored is in force, and the other way round.
+        let _alone = self.revoking.lock().await;
+        let too_many = || ErrorReply::new(ErrorCode::Full, "too many tokens are revoked");
+        if !self.revocations.has_room_for(&revocation) {
+            return Err(too_many());
+        }
         let record = RecordChange::put(REVOKED, revocation.to_key(), revocation.to_value());
         self.records.commit(vec![record]).await.map_err(|error| {
             tracing::error!(%error, "a revoked token could not be stored");
             ErrorReply::new(ErrorCode::ServerError, "the store does not work: nothing is revoked")
         })?;
-        self.revocations
-            .add(revocation.clone())
-            .map_err(|_| ErrorReply::new(ErrorCode::Full, "too many tokens are revoked"))?;
+        self.revocations.add(revocation.clone()).map_err(|_| too_many())?;
         self.metrics.token_revoked();
         let affected = match &revocation {
             Revocation::User { user_id, .. } => {
@@ -162,10 +186,11 @@ impl Core {
         identity: &Identity,
         announce: impl FnOnce(&Grant),
     ) -> Result<(), ErrorReply> {
+        let _renewing = session.renewing.lock();
         let user = Arc::clone(&session.user());
         let grant = Grant::of(identity);
         if user.id == identity.user_id {
-            self.renew(session, Arc::clone(&grant));
+            self.renew(session, &grant);
             announce(&grant);
         } else if session.is_anonymous() {
             self.change_user(session, &identity.user_id, &grant, announce)?;
@@ -176,12 +201,31 @@ impl Core {
         Ok(())
     }
 
-    /// From now on a connection may do this, until then.
-    pub(crate) fn renew(&self, session: &Arc<Session>, grant: Arc<Grant>) {
+    /// Has somebody without a token hold what the settings of this moment give such people, or go.
+    pub(crate) fn renew_anonymous(&self, session: &Arc<Session>) {
+        let _renewing = session.renewing.lock();
+        if !session.is_anonymous() {
+            return;
+        }
+        let auth = &self.settings().auth;
+        if !auth.allow_anonymous {
+            let close = CloseReason::new(CloseCode::PERMISSION_WITHDRAWN, "a token is needed now");
+            self.close(session, &close, DisconnectReason::Permission);
+            return;
+        }
+        let permissions = Permissions::parse(&auth.anonymous_permissions).unwrap_or_else(|_| Permissions::none());
+        if session.grant().permissions != permissions {
+            self.renew(session, &Grant::anonymous(permissions));
+        }
+    }
+
+    /// From now on a connection may do this, until then. `Session::renewing` is held.
+    fn renew(&self, session: &Arc<Session>, grant: &Arc<Grant>) {
         let old = Arc::clone(&session.grant());
-        self.expiries.note(&grant);
         let user_type = grant.user_type;
-        session.renew(Arc::clone(&grant));
+        session.renew(Arc::clone(grant));
+        // Afterwards: a walk in between would find the old one.
+        self.expiries.note(grant);
         if user_type != old.user_type {
             self.everyone.of(old.user_type, session.speaks_v1).leave(session.everyone_slot.load(Relaxed));
             let everyone = self.everyone.of(user_type, session.speaks_v1);
@@ -192,7 +236,7 @@ impl Core {
         let rooms = session.joined.lock().room_ids();
         for room_id in rooms {
             let may = |grant: &Grant| grant.permissions.allows_room(Permission::JoinRoom, &room_id);
-            if may(&old) && !may(&grant) {
+            if may(&old) && !may(grant) {
                 // It may have left meanwhile.
                 let _ = self.leave(session, &room_id, None, Some("permission withdrawn"));
             }
@@ -217,7 +261,7 @@ impl Core {
         let Attached { replaced, evicted, .. } =
             self.users.move_to(user_id, session, limit, || self.user_came(user_id));
         self.end_others(replaced.as_deref(), &evicted);
-        self.renew(session, Arc::clone(grant));
+        self.renew(session, grant);
         announce(grant);
         self.mail_connected(session, is_expected);
         Ok(())
@@ -243,10 +287,11 @@ pub(crate) async fn load_revocations(records: &dyn RecordStore) -> Result<Revoca
         let page = records.scan(REVOKED, after.as_deref(), PAGE).await?;
         let is_last = page.len() < PAGE;
         for record in &page {
-            match Revocation::from_record(&record.key, &record.value) {
-                // No more of them were ever added.
-                Some(revocation) => drop(revocations.add(revocation)),
-                None => tracing::warn!("a revoked token that was stored cannot be read"),
+            let revocation = Revocation::from_record(&record.key, &record.value);
+            if revocation.is_none_or(|revocation| revocations.add(revocation).is_err()) {
+                tracing::error!(
+                    "a revoked token that was stored is not in force: it cannot be read, or there are too many"
+                );
             }
         }
         after = page.into_iter().last().map(|record| record.key);

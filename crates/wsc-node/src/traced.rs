@@ -100,11 +100,8 @@ impl Traced {
     /// What webhooks need to know.
     pub(crate) fn webhook_hooks(self: &Arc<Self>, on_request: WebhookRequests) -> WebhookHooks {
         let traced = Arc::clone(self);
-        let mut hooks = WebhookHooks::default();
-        hooks.on_request = on_request;
-        hooks.trace_of = Box::new(move |event: &Event| Some(traced.get(event.message_id()?)?.context));
-        hooks.spans.clone_from(&self.sink);
-        hooks
+        let trace_of = move |event: &Event| Some(traced.get(event.message_id()?)?.context);
+        WebhookHooks { on_request, trace_of: Box::new(trace_of), spans: self.sink.clone() }
     }
 }
 

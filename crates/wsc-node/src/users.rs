@@ -167,11 +167,14 @@ impl Users {
         sessions.push(Arc::clone(&session));
         let mut evicted = Vec::new();
         while limit.max > 0 && sessions.len() as u64 > limit.max {
-            let ids = sessions.iter().enumerate().map(|(at, s)| (s.id, at));
-            // Ids begin with the time.
-            let at = if limit.policy == UserPolicy::Refuse { ids.max() } else { ids.min() };
-            let Some((_, at)) = at else { break };
-            evicted.push(sessions.swap_remove(at));
+            // The one that comes is the newest, whenever it connected. Ids begin with the time.
+            let is_newest = |s: &Arc<Session>| Arc::ptr_eq(s, &session);
+            let victim = match limit.policy {
+                UserPolicy::Refuse => sessions.iter().position(is_newest),
+                _ => (0..sessions.len()).filter(|&at| !is_newest(&sessions[at])).min_by_key(|&at| sessions[at].id),
+            };
+            let Some(victim) = victim else { break };
+            evicted.push(sessions.swap_remove(victim));
         }
         drop(sessions);
         if is_first {

@@ -3,15 +3,18 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use wsc_hub::{
-    Hub, Settings,
-    config::{self, Source, Strictness},
+    Apply, Hub, Reloadable, Settings,
+    config::{self, DemoPage, Source, Strictness},
     store::Opened,
 };
 
@@ -27,7 +30,7 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
         .event_interval(EVENT_INTERVAL)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         // Asked for first: a signal that comes while the hub starts must not end it half-way.
         let mut ending = Ending::new()?;
         let hangup = signal(SignalKind::hangup())?;
@@ -35,7 +38,9 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
         report(&settings, &assembled.found);
         let again = source.clone();
         let load = move || config::reload(&again, profile.as_deref(), Strictness::Strict, config::environment());
-        let builder = assembled.builder.settings_source(load).reloadable(Arc::new(log));
+        let promise = Promise { descriptors, max_connections: Arc::new(AtomicU64::new(settings.max_connections)) };
+        let builder = assembled.builder.settings_source(load);
+        let builder = builder.reloadable(Arc::new(log)).reloadable(Arc::new(promise));
         #[cfg(feature = "otlp")]
         let spans = crate::otlp::OtlpSpans::from_env(settings.node_id.as_str())?;
         #[cfg(feature = "otlp")]
@@ -47,13 +52,7 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
         let address = hub.listen(settings.listen)?;
         let internal = settings.http.internal_listen.map(|address| hub.listen_internal(address)).transpose()?;
         greet(&settings, &source, address, internal);
-        if let Some(limit) = descriptors.filter(|&limit| limit < settings.max_connections) {
-            tracing::warn!(
-                max_connections = settings.max_connections,
-                descriptor_limit = limit,
-                "max_connections is above the limit of file descriptors: connections will be refused before"
-            );
-        }
+        warn_of_descriptors(descriptors, settings.max_connections);
         tokio::select! {
             () = ending.wanted() => {}
             () = follow(&hub, &source, hangup) => {}
@@ -70,7 +69,10 @@ pub(crate) fn run(settings: Settings, source: Source, profile: Option<String>) -
             }
             () = ending.wanted() => Err(anyhow::anyhow!("ended by a second signal")),
         }
-    })
+    });
+    // Not by dropping it, which would wait for whoever still asks a dead name server or a dead disk.
+    runtime.shutdown_background();
+    served
 }
 
 /// The signals that end a server.
@@ -142,16 +144,62 @@ fn greet(settings: &Settings, source: &Source, address: SocketAddr, internal: Op
         text += &format!("wsc: metrics and debug pages on http://{internal}\n");
     }
     text += &format!("wsc: settings: {source}\n");
-    text += &format!("wsc: demo page       {http}://{address}/\n");
-    text += &format!("wsc: clients         {ws}://{address}/ws?user_id=alice\n");
+    let has_tokens = settings.auth.enabled;
+    let has_page = match settings.http.demo_page {
+        DemoPage::Off => false,
+        DemoPage::Auto => settings.listen.ip().is_loopback(),
+        _ => true,
+    };
+    // The page's people come without tokens.
+    if has_page && !has_tokens {
+        text += &format!("wsc: demo page       {http}://{address}/\n");
+    }
+    let (who, key) = if has_tokens {
+        ("token=$(wsc gen-token -q -u alice)", "-H \"X-API-Key: $KEY\" ")
+    } else {
+        ("user_id=alice", "")
+    };
+    text += &format!("wsc: clients         {ws}://{address}/ws?{who}\n");
     text += &format!("wsc: API description {http}://{address}/openapi.json\n");
     text += "wsc: push to a user:\n";
     text += &format!(
-        "       curl -H 'Content-Type: application/json' -d '{{\"content\":\"hello\"}}' \
+        "       curl {key}-H 'Content-Type: application/json' -d '{{\"content\":\"hello\"}}' \
          {http}://{address}/api/users/alice/messages\n"
     );
     // Nobody has to read it.
     let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// Says so where more connections are promised than the system lets a process have.
+fn warn_of_descriptors(limit: Option<u64>, max_connections: u64) {
+    if let Some(limit) = limit.filter(|&limit| limit < max_connections) {
+        tracing::warn!(
+            max_connections,
+            descriptor_limit = limit,
+            "max_connections is above the limit of file descriptors: connections will be refused before"
+        );
+    }
+}
+
+/// How many connections the settings promise; looked at again when they change.
+struct Promise {
+    descriptors: Option<u64>,
+    max_connections: Arc<AtomicU64>,
+}
+
+#[wsc_hub::async_trait]
+impl Reloadable for Promise {
+    async fn prepare(&self, new: &Settings) -> Result<Option<Apply>, String> {
+        let (promised, descriptors) = (new.max_connections, self.descriptors);
+        if self.max_connections.load(Relaxed) == promised {
+            return Ok(None);
+        }
+        let current = Arc::clone(&self.max_connections);
+        Ok(Some(Box::new(move || {
+            current.store(promised, Relaxed);
+            warn_of_descriptors(descriptors, promised);
+        })))
+    }
 }
 
 /// Raises the limit of file descriptors as far as it goes; returns it where there is one.

@@ -5,9 +5,9 @@
 //! ```
 //!
 //! A hundred connections ask every 20 ms and are answered. Meanwhile nobody else is there (`calm`), `count` connections
-//! send 40 KB frames back to back (`flood`, 8), or `count` clients connect at once, again and again (`storm`, 5000;
-//! `tls-storm` with TLS handshakes, 1000). Prints how long the hundred had to wait, and how much the others got done. Two
-//! descriptors are needed for each client.
+//! send 40 KB frames back to back (`flood`, 8), or `count` clients connect at once (`storm`, 5000; `tls-storm` with TLS
+//! handshakes, 1000). Prints how long the hundred had to wait (in a storm: until all were in), and how much the others got
+//! done. Two descriptors are needed for each client.
 
 use std::{
     env,
@@ -177,31 +177,29 @@ fn certificate() -> Result<(TlsConfig, TlsConnector), Box<dyn Error>> {
     Ok((server?, TlsConnector::from(Arc::new(client))))
 }
 
-/// Connects `count` times at once, again and again. Counts those who came in.
+/// Connects `count` times at once and stays. Counts those who came in; returns when each has been let in or turned away.
 async fn storm(to: SocketAddr, count: usize, tls: Option<TlsConnector>, done: Arc<AtomicU64>) {
-    loop {
-        let clients: Vec<_> = (0..count)
-            .map(|_| {
-                let (tls, done) = (tls.clone(), Arc::clone(&done));
-                tokio::spawn(async move {
-                    let mut stream = TcpStream::connect(to).await?;
-                    match tls {
-                        None => upgrade(&mut stream).await?,
-                        Some(tls) => {
-                            let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
-                            upgrade(&mut tls.connect(name, stream).await?).await?;
-                        }
-                    }
-                    done.fetch_add(1, Relaxed);
-                    Ok::<_, std::io::Error>(())
-                })
+    let clients: Vec<_> = (0..count)
+        .map(|_| {
+            let (tls, done) = (tls.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                let mut stream: Stream = Box::new(TcpStream::connect(to).await?);
+                if let Some(tls) = tls {
+                    let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
+                    stream = Box::new(tls.connect(name, stream).await?);
+                }
+                upgrade(&mut stream).await?;
+                done.fetch_add(1, Relaxed);
+                Ok::<_, std::io::Error>(stream)
             })
-            .collect();
-        for client in clients {
-            // Who was not let in comes back with the next wave.
-            let _ = client.await;
-        }
+        })
+        .collect();
+    let mut inside = Vec::new();
+    for client in clients {
+        inside.extend(client.await);
     }
+    // To leave all at once would be another storm.
+    std::mem::forget(inside);
 }
 
 #[expect(clippy::print_stdout, reason = "the result")]
@@ -246,41 +244,45 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => None,
     };
     let done = Arc::new(AtomicU64::new(0));
+    let (finish, is_over) = std::sync::mpsc::channel();
+    // The hundred get into their stride.
+    std::thread::sleep(Duration::from_secs(1));
+    waits.lock().map_err(|_| "poisoned")?.clear();
+    let begin = Instant::now();
     let others = runtime(1)?;
     let (others_mode, others_done) = (mode.clone(), Arc::clone(&done));
     std::thread::spawn(move || {
         others.block_on(async {
+            let seconds = Duration::from_secs(seconds as u64);
             match others_mode.as_str() {
                 "flood" => {
                     for _ in 0..count.unwrap_or(8) {
                         tokio::spawn(flood(connect(address).await?));
                     }
+                    tokio::time::sleep(seconds).await;
                 }
                 "storm" => storm(address, count.unwrap_or(5000), None, others_done).await,
                 "tls-storm" => storm(address, count.unwrap_or(1000), tls, others_done).await,
-                _ => {}
+                _ => tokio::time::sleep(seconds).await,
             }
+            let _ = finish.send(());
             std::future::pending::<std::io::Result<()>>().await
         })
     });
-    // Until it is in full swing.
-    std::thread::sleep(Duration::from_secs(1));
-    let numbers = || (done.load(Relaxed), transport.stats().bytes_in());
-    waits.lock().map_err(|_| "poisoned")?.clear();
-    let (clients, bytes) = numbers();
-    std::thread::sleep(Duration::from_secs(seconds as u64));
+    is_over.recv()?;
+    let took = begin.elapsed().as_secs_f64();
     let mut waits = std::mem::take(&mut *waits.lock().map_err(|_| "poisoned")?);
-    let (clients, bytes) = (numbers().0 - clients, numbers().1 - bytes);
     waits.sort_unstable();
     let at = |share: f64| waits.get((waits.len() as f64 * share) as usize).map_or(0.0, |w| w.as_secs_f64() * 1000.0);
     println!(
-        "{mode}, {threads} thread(s): {} answers, p50 {:.2} ms, p99 {:.2} ms, worst {:.1} ms; others: {} clients/s, {} MB/s",
+        "{mode}, {threads} thread(s), {took:.1} s: {} answers, p50 {:.2} ms, p99 {:.2} ms, worst {:.1} ms; others: {:.0} \
+         clients/s, {:.0} MB/s",
         waits.len(),
         at(0.5),
         at(0.99),
         waits.last().map_or(0.0, |w| w.as_secs_f64() * 1000.0),
-        clients / seconds as u64,
-        bytes / seconds as u64 / 1_000_000,
+        done.load(Relaxed) as f64 / took,
+        transport.stats().bytes_in() as f64 / took / 1e6,
     );
     Ok(())
 }

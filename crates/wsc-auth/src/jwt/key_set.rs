@@ -25,7 +25,7 @@ use tokio::{
 use super::{
     JwtError, TokenProblem,
     key::VerifyingKey,
-    key_source::{FetchError, FetchedKeySet, KeySetSource, chain},
+    key_source::{FetchError, FetchedKeySet, KeySetSource, chain, parse_url, shown},
 };
 
 /// How often the set is fetched, unless the provider wants it sooner.
@@ -64,6 +64,8 @@ pub(super) struct KeySet {
 
 struct Shared {
     source: Box<dyn KeySetSource>,
+    /// Where it is, as logs may show it.
+    shown: String,
     /// `None` until the set was fetched once.
     keys: ArcSwapOption<Vec<Known>>,
     progress: watch::Sender<Progress>,
@@ -113,8 +115,12 @@ impl KeySet {
         let runtime = Handle::try_current().map_err(|_| JwtError::NoRuntime)?;
         // The first fetch is about to run: who comes before it has ended waits for it.
         let progress = Progress { is_fetching: true, ended: 0, has_failed: false, asked_at: None };
-        let shared =
-            Shared { source: Box::new(source), keys: ArcSwapOption::empty(), progress: watch::Sender::new(progress) };
+        let shared = Shared {
+            source: Box::new(source),
+            shown: parse_url(&url).map(|url| shown(&url))?,
+            keys: ArcSwapOption::empty(),
+            progress: watch::Sender::new(progress),
+        };
         Ok(Self { url, shared: Arc::new(shared), runtime, task: OnceLock::new() })
     }
 
@@ -232,7 +238,11 @@ impl Shared {
                 Ok(max_age) => refresh_interval(*max_age, fastrand::f64()),
                 Err(error) => {
                     let error = chain(error);
-                    tracing::warn!(error, "cannot fetch the key set; the keys that are known stay in use");
+                    tracing::warn!(
+                        url = self.shown,
+                        error,
+                        "cannot fetch the key set; the keys that are known stay in use"
+                    );
                     RETRY_INTERVAL
                 }
             };
@@ -254,14 +264,14 @@ impl Shared {
         let FetchedKeySet { body, max_age } = fetched;
         let published = read(&body)?;
         if published.is_empty() {
-            tracing::warn!("the key set has no key that tokens can be checked with");
+            tracing::warn!(url = self.shown, "the key set has no key that tokens can be checked with");
         }
         let before = self.keys.load();
         let before = before.as_ref().map_or(&[][..], |keys| keys);
         let keys = merge(before, published, Instant::now());
         if keys.iter().map(|known| known.gone_at.is_some()).ne(before.iter().map(|known| known.gone_at.is_some())) {
             let gone = keys.iter().filter(|known| known.gone_at.is_some()).count();
-            tracing::info!(keys = keys.len() - gone, gone, "the key set has changed");
+            tracing::info!(url = self.shown, keys = keys.len() - gone, gone, "the key set has changed");
         }
         self.keys.store(Some(Arc::new(keys)));
         Ok(max_age)

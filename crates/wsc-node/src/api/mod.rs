@@ -10,6 +10,7 @@ mod messages;
 mod openapi;
 mod operate;
 mod page;
+mod patient;
 mod reply;
 mod rooms;
 mod routes;

@@ -95,9 +95,17 @@ pub(crate) async fn reload_config(
     };
     let hub = via.hub().ok_or_else(Refusal::draining)?;
     // Who asked may go away; the settings change whole all the same.
-    let work = async move { if dry_run { hub.check_reload().await } else { hub.reload().await } };
+    let core = via.core.clone();
+    let work = async move {
+        let reload = async { if dry_run { hub.check_reload().await } else { hub.reload().await } };
+        tokio::select! {
+            reloaded = reload => Some(reloaded),
+            () = core.stop.cancelled() => None,
+        }
+    };
+    let reloaded = via.core.tasks.spawn(work).await.map_err(|_| ErrorCode::ServerError)?;
     let Reloaded { applied, pending_restart, .. } =
-        tokio::spawn(work).await.map_err(|_| ErrorCode::ServerError)?.map_err(|error| refuse_reload(&error))?;
+        reloaded.ok_or_else(Refusal::draining)?.map_err(|error| refuse_reload(&error))?;
     Ok(reply::ok(&ReloadReply { applied, pending_restart, dry_run }))
 }
 

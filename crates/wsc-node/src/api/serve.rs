@@ -13,6 +13,7 @@ use wsc_transport::{Peer, Stream};
 
 use super::{
     access::{Surface, Via},
+    patient::Patient,
     routes::routes,
 };
 use crate::{core::Core, limits::HttpState};
@@ -69,9 +70,11 @@ async fn serve_until(
             response.map_err(|never: Infallible| match never {})
         }
     });
+    let settings = core.settings();
+    let stream = Patient::new(stream, settings.write_timeout);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(core.settings().http.read_timeout)
+        .header_read_timeout(settings.http.read_timeout)
         .max_buf_size(MAX_BUFFER_LEN)
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)

@@ -6,10 +6,11 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::net::TcpStream;
 use wsc_protocol::{ErrorCode, ErrorReply};
-use wsc_transport::{Admission, Adopted, Stream, upgrade_response, wants_upgrade};
+use wsc_transport::{Admission, Adopted, upgrade_response, wants_upgrade};
 
 use super::{
     access::Via,
+    patient::Patient,
     reply::{ErrorBody, Refusal},
 };
 
@@ -67,8 +68,8 @@ fn taken(upgraded: Upgraded) -> (Adopted, Vec<u8>) {
         Err(upgraded) => upgraded,
     };
     // Our own.
-    match upgraded.downcast::<TokioIo<Stream>>() {
-        Ok(parts) => (Adopted::Stream(parts.io.into_inner()), parts.read_buf.to_vec()),
+    match upgraded.downcast::<TokioIo<Patient>>() {
+        Ok(parts) => (Adopted::Stream(parts.io.into_inner().into_inner()), parts.read_buf.to_vec()),
         // Somebody's TLS, say: it still carries bytes.
         Err(upgraded) => (Adopted::Stream(Box::new(TokioIo::new(upgraded))), Vec::new()),
     }

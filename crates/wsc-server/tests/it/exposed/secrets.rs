@@ -113,6 +113,9 @@ async fn neither_answers_nor_logs_hold_a_secret() {
     let config = status.json()["current_config"].to_string();
     assert!(config.contains("secret_key") && config.contains("api_keys"), "it is there, masked: {config}");
     server.terminate().await;
+    // Both had much to say.
+    assert!(seen.contains("client_count") && seen.contains("invalid token"), "{seen}");
+    assert!(server.log().contains("alice") && server.log().contains("TRACE"), "{}", server.log());
     assert_clean("an answer", &seen, &secrets);
     assert_clean("the log", &server.log(), &secrets);
 }

@@ -176,8 +176,10 @@ async fn a_client_that_never_reads_holds_nobody_beyond_the_deadline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_never_reads_is_given_the_write_timeout() {
-    let mut server = hub("write_timeout: 1s, queue: {max_bytes: 1GiB}, drain: {deadline: 10m}").await;
+    let drain = "drain: {deadline: 10m}";
+    let mut server = hub(&format!("{ENDLESS}, {drain}")).await;
     let _stuck = stuck(&server).await;
+    reconfigure(&server, &format!("write_timeout: 1s, queue: {{max_bytes: 1GiB}}, {drain}")).await;
     let start = Instant::now();
     server.signal_terminate();
     assert_eq!(server.wait().await, 0);

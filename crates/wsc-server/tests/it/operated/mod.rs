@@ -12,6 +12,7 @@ mod reload_edge;
 mod reload_load;
 mod reload_refused;
 mod reload_table;
+mod reload_there;
 mod webhook_outages;
 mod webhook_refusals;
 mod webhooks;

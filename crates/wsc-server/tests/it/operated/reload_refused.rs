@@ -134,6 +134,8 @@ async fn a_broken_certificate_or_key_file_has_the_whole_file_refused() {
         let (status, body) = ask(&server, &identity, "GET", "/debug/hub/status", &admin).await;
         assert_eq!(status, 200, "{body}");
         assert_eq!(body["current_config"]["ack_timeout"], "5s", "{name} with {content:?}");
+        // Settings first: together with a whole file the new ones would be good.
+        rewrite(&server, GUARDED);
         replace(&path(name), &whole);
         // What was there still serves.
         let mut client = RawClient::tls(server.addr(), &identity).await;
@@ -142,6 +144,7 @@ async fn a_broken_certificate_or_key_file_has_the_whole_file_refused() {
         assert_eq!(answer.status, 101, "{answer:?}");
         client.expect("connected").await;
     }
+    rewrite(&server, &format!("{GUARDED}, ack_timeout: 61s"));
     let (status, body) = ask(&server, &identity, "POST", "/api/admin/config/reload", &admin).await;
     assert_eq!(status, 200, "{body}");
     let (_, body) = ask(&server, &identity, "GET", "/debug/hub/status", &admin).await;

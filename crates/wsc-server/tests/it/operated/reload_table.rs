@@ -196,8 +196,7 @@ async fn each_live_key_applies_by_itself_and_goes_back() {
     let path_of_file = server.dir().join("settings.yaml");
     let defaults = status(&server).await["current_config"].clone();
     let public = format!("\"{}\"", wsc_testkit::TokenKey::ec().public_pem().replace('\n', "\\n"));
-    // The log's keys have a test of their own.
-    for (path, value, want) in changes().into_iter().filter(|(path, ..)| !path.starts_with("log.")) {
+    for (path, value, want) in changes() {
         let value = if path == "auth.public_key" { public.as_str() } else { value };
         let mut keys = vec![(path, value)];
         keys.extend(beside(path));
