@@ -17,7 +17,7 @@ use crate::{
     child::{Child, Requests, Role, answer, done},
     pace::{self, Pace},
     peer::{Answer, Heard, Peer},
-    support::{scaled, server_binary, source},
+    support::{goal, scaled, server_binary, source},
 };
 
 /// What a parent asks a crowd for.
@@ -184,6 +184,7 @@ const MOST_HELD: usize = 8_000;
 async fn storm_20k() {
     let settings = "wsc: {listen: '127.0.0.1:0', max_connections: 18000, limits: {handshakes_per_second: 1000}}";
     let server = ServerProcess::start(server_binary(), settings).await;
+    let (goal, _other) = goal(&server, settings).await;
     let count = scaled(20_000) / 2;
     LocalSet::new()
         .run_until(async {
@@ -192,7 +193,7 @@ async fn storm_20k() {
             let (mut rounds, mut all) = (Vec::new(), Outcomes::default());
             for _ in 0..5 {
                 let quiet = pace.window(Duration::from_secs(3)).await;
-                let attempts = Attempts { server: server.addr(), count, at_once: count, source: None };
+                let attempts = Attempts { server: goal, count, at_once: count, source: None };
                 let [one, other] = &mut crowds;
                 let storm = async { tokio::join!(one.attempt(&attempts), other.attempt(&attempts)) };
                 let (disturbed, (one_outcome, other_outcome)) = pace.during(storm).await;
