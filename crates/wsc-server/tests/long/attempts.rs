@@ -8,7 +8,7 @@ use wsc_testkit::ServerProcess;
 use crate::{
     pace::{self, Pace},
     storm::{Attempts, Crowd, Outcomes, check_refusals},
-    support::{BIN, scaled},
+    support::{goal, scaled, server_binary},
 };
 
 /// In five rounds, while 200 clients talk that come from elsewhere.
@@ -16,7 +16,9 @@ use crate::{
 #[ignore = "takes minutes: .ci/long"]
 async fn attempts_100k_one_address() {
     let limits = format!("limits: {{ip_connections: {MOST}, handshakes_per_second: 500}}");
-    let server = ServerProcess::start(BIN, &format!("wsc: {{listen: '127.0.0.1:0', {limits}}}")).await;
+    let settings = format!("wsc: {{listen: '127.0.0.1:0', {limits}}}");
+    let server = ServerProcess::start(server_binary(), &settings).await;
+    let (goal, _other) = goal(&server, &settings).await;
     let count = scaled(100_000) / 5;
     LocalSet::new()
         .run_until(async {
@@ -27,7 +29,7 @@ async fn attempts_100k_one_address() {
                 let quiet = pace.window(Duration::from_secs(3)).await;
                 // Not an address that the established come from.
                 let source = Some(Ipv4Addr::new(127, 0, 1, 7));
-                let attempts = Attempts { server: server.addr(), count, at_once: 1000.min(count), source };
+                let attempts = Attempts { server: goal, count, at_once: 1000.min(count), source };
                 let (disturbed, outcomes) = pace.during(crowd.attempt(&attempts)).await;
                 println!("attempts_100k_one_address: {outcomes:?}");
                 all.add(&outcomes);
@@ -40,16 +42,16 @@ async fn attempts_100k_one_address() {
                 &["503 with Retry-After", "closed with 3504", "429 without Retry-After", "429 with Retry-After"],
             );
             assert!(all.counts.contains_key("closed with 3504"), "nobody met the limit: {all:?}");
-            pace::check("attempts_100k_one_address", &rounds);
 
             // The address is not banned: who leaves makes room.
             crowd.leave().await;
             wsc_testkit::eventually("there is room again", async || {
                 let attempts =
-                    Attempts { server: server.addr(), count: 1, at_once: 1, source: Some(Ipv4Addr::new(127, 0, 1, 7)) };
+                    Attempts { server: goal, count: 1, at_once: 1, source: Some(Ipv4Addr::new(127, 0, 1, 7)) };
                 (crowd.attempt(&attempts).await.connected() == 1).then_some(())
             })
             .await;
+            pace::check("attempts_100k_one_address", &rounds);
         })
         .await;
 }

@@ -7,7 +7,7 @@ use wsc_testkit::{Launch, ServerProcess, try_http};
 
 use crate::{
     fleet::{Close, Fleet, Kind},
-    support::{BIN, free_address, per_mille, scaled},
+    support::{free_address, per_mille, scaled, server_binary},
 };
 
 /// Half of them sockets that acknowledge nothing, half of them `wsc-client`s. The server is told to end while messages
@@ -27,7 +27,7 @@ async fn drain_15k() {
     let (first, second) = (settings("node-1"), settings("node-2"));
     let launch = |settings| Launch { args: &["serve", "--config", "settings.yaml"], files: settings, env: &[] };
     let files = [("settings.yaml", &*first)];
-    let mut server = ServerProcess::launch(BIN, &launch(&files)).await;
+    let mut server = ServerProcess::launch(server_binary(), &launch(&files)).await;
 
     let (mut plain, mut clients) = (Fleet::start(), Fleet::start());
     plain.connect(address, Kind::Plain, half).await;

@@ -106,6 +106,11 @@ impl Peer {
 
     /// Ends the connection at once, and leaves its port free.
     pub(crate) fn reset(self) {
+        self.reset_in_the_end();
+    }
+
+    /// Makes the end, whenever it comes, one that leaves the port free.
+    pub(crate) fn reset_in_the_end(&self) {
         let _ = self.stream.set_zero_linger();
     }
 

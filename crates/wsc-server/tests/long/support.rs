@@ -2,11 +2,27 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// The binary under test.
-pub(crate) const BIN: &str = env!("CARGO_BIN_EXE_wsc");
+use wsc_testkit::ServerProcess;
+
+/// The server under test: the one that was built with this, or another one, to compare.
+pub(crate) fn server_binary() -> PathBuf {
+    std::env::var_os("WSC_LONG_SERVER").map_or_else(|| env!("CARGO_BIN_EXE_wsc").into(), PathBuf::from)
+}
+
+/// Where a crowd goes: to the server itself. With `WSC_LONG_CONTROL` it goes to another one on the same machine, so that
+/// one sees which part of the figures is the machine's. Keep what comes with the address.
+pub(crate) async fn goal(server: &ServerProcess, settings: &str) -> (SocketAddr, Option<ServerProcess>) {
+    if std::env::var_os("WSC_LONG_CONTROL").is_none() {
+        return (server.addr(), None);
+    }
+    println!("a control: the crowd goes to another server");
+    let other = ServerProcess::start(server_binary(), settings).await;
+    (other.addr(), Some(other))
+}
 
 /// So many, or the part of them that the environment asks for.
 pub(crate) fn scaled(many: usize) -> usize {
