@@ -277,9 +277,12 @@ impl Shared {
         let fetched = timeout(FETCH_TIMEOUT, self.source.fetch()).await.unwrap_or(Err(FetchError::Timeout))?;
         let FetchedKeySet { body, max_age } = fetched;
         let published = read(&body)?;
-        // Somebody is just putting it together: what was known is better than nothing.
         if published.is_empty() {
-            return Err(FetchError::NoKeys);
+            // Where there never were keys, somebody is just putting the set together. Where there were, it ends them.
+            if self.keys.load().is_none() {
+                return Err(FetchError::NoKeys);
+            }
+            tracing::warn!(url = self.shown, "the key set has no key that tokens can be checked with any more");
         }
         let before = self.keys.load();
         let before = before.as_ref().map_or(&[][..], |keys| keys);
