@@ -17,7 +17,7 @@ section! {
         /// What happens to one connection too many of a user: `kick_oldest` closes the user's oldest one,
         /// `refuse` the new one, both with 3505.
         user_policy: UserPolicy = "kick_oldest" => Live;
-        /// Connections from one IPv4 address, or from one IPv6 network of 64 bits; one more is refused with 3504. Behind a proxy of `trusted_proxies`
+        /// Connections from one IP address; one more is refused with 3504. Behind a proxy of `trusted_proxies`
         /// the client's own address counts. A lower value applies to newcomers; who came while there was no
         /// limit is not counted. 0 = no limit.
         ip_connections: u64 = "0" in "0"..="10000000" => Live;
