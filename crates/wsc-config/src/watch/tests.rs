@@ -312,6 +312,7 @@ async fn bursts_are_collected_but_not_for_ever() {
         while !stopped.load(Ordering::Relaxed) {
             edits += 1;
             fs::write(&file, edits.to_string()).unwrap();
+            // Not to wait for something: this is how fast the burst is.
             thread::sleep(Duration::from_millis(10));
         }
     });

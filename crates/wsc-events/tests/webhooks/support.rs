@@ -88,6 +88,7 @@ pub(crate) async fn until(holds: impl Fn() -> bool) {
         if holds() {
             return;
         }
+        // The paused clock goes on only while everybody waits: so the others get their turn first.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     panic!("it never came to hold");

@@ -56,6 +56,7 @@ impl Pace {
 
     /// What was sent in so long.
     pub(crate) async fn window(&self, length: Duration) -> Window {
+        // Not to wait for something: the window is what is measured.
         self.during(tokio::time::sleep(length)).await.0
     }
 
